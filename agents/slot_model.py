@@ -1,0 +1,111 @@
+"""A causal LM that runs on the slots of a cache: numpy arrays of tokens in, logits out."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from forkgym.agents.cache import SlotCache, attention_masks, layer_windows
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+Ints = NDArray[np.int64]
+
+TOLERANCE = {torch.float64: 1e-4, torch.float32: 1e-3}  # nats
+HALF_TOLERANCE = 0.5  # nats; half precision differs by tenths from batch to batch
+
+
+class SlotModel:
+    """Runs any Hugging Face causal LM over sequences whose keys and values stay in slots.
+
+    Args:
+        model: The model; it is not changed.
+        slots: Sequences that the cache holds.
+
+    Raises:
+        ValueError: The model's layers are of a type that needs another cache, or it computes something else with
+            this cache than without.
+    """
+
+    def __init__(self, model: PreTrainedModel, slots: int) -> None:
+        self.model = model
+        config = model.config.get_text_config()
+        self._windows = layer_windows(config)
+        self._num_layers = int(config.num_hidden_layers)
+        self.vocabulary_size = self._verify(int(model.get_input_embeddings().weight.shape[0]))
+        self.cache = SlotCache(self._num_layers, slots)
+
+    def run(self, rows: Ints, tokens: Ints, starts: Ints, counts: Ints) -> torch.Tensor:
+        """Compute new tokens of some slots on top of what the cache has, and cache them.
+
+        Args:
+            rows: Slots, ascending, [rows].
+            tokens: New tokens of each, [rows, queries]; whatever stands after a row's ``counts`` is padding.
+            starts: Position of the first new token of each, [rows].
+            counts: New tokens of each, 0 to queries, [rows].
+
+        Returns:
+            Logits after the last query, [rows, vocabulary]; they mean something where ``counts`` is all queries.
+        """
+        offsets = np.arange(tokens.shape[1])
+        real = offsets < counts[:, None]
+        # Padding looks at column 0 alone, which is always finite, and is written to the rubbish column.
+        positions = np.where(real, starts[:, None] + offsets, 0)
+        length = int(positions.max()) + 1
+        self.cache.reserve(length)
+        columns = np.where(real, positions, self.cache.capacity)
+        device = self.model.device
+        row_indices: torch.Tensor | slice = slice(int(rows[0]), int(rows[-1]) + 1)
+        if int(rows[-1]) - int(rows[0]) + 1 != len(rows):
+            row_indices = torch.from_numpy(rows).to(device)
+        self.cache.prepare(row_indices, torch.from_numpy(columns).to(device), length)
+        position_ids = torch.from_numpy(positions).to(device)
+        output: Any = self.model(
+            input_ids=torch.from_numpy(tokens).to(device),
+            attention_mask=attention_masks(self._windows, position_ids, length, self.model.dtype),
+            position_ids=position_ids,
+            past_key_values=self.cache,
+            use_cache=True,
+            logits_to_keep=1,
+        )
+        logits: torch.Tensor = output.logits[:, -1]
+        return logits
+
+    def copy(self, sources: list[int], targets: list[int], length: int) -> None:
+        """Copy the first ``length`` columns of each source slot to its target; all are read first."""
+        device = self.model.device
+        self.cache.copy(torch.tensor(sources, device=device), torch.tensor(targets, device=device), length)
+
+    def _verify(self, num_embeddings: int) -> int:
+        """Compare a few log-probs with and without the cache; returns the number of logits.
+
+        A model that ignores position ids or the mask (ALiBi from a padding mask, a state of its own) would otherwise
+        sample from a distribution that nobody trains, in silence.
+        """
+        ids = np.arange(2 * 7, dtype=np.int64).reshape(2, 7) * 31 % num_embeddings
+        ids[1, :3] = ids[0, :3]
+        self.cache = SlotCache(self._num_layers, 3)
+        was_training = self.model.training
+        self.model.eval()
+        with torch.inference_mode():
+            whole: Any = self.model(input_ids=torch.from_numpy(ids).to(self.model.device), use_cache=False)
+            expected = torch.log_softmax(whole.logits[:, -1].double(), dim=-1)
+            # One row in two pieces; the other forked from it after three tokens and padded.
+            self.run(np.array([2]), ids[:1, :4], np.array([0]), np.array([4]))
+            self.copy([2], [0], 3)
+            tokens = np.stack([np.concatenate([ids[1, 3:6], [0]])[:3], np.concatenate([ids[0, 4:6], [0]])])
+            self.run(np.array([0, 2]), tokens, np.array([3, 4]), np.array([3, 2]))
+            logits = self.run(np.array([0, 2]), ids[::-1, 6:].copy(), np.array([6, 6]), np.array([1, 1]))
+            found = torch.log_softmax(logits.double(), dim=-1).flip(0)
+        self.model.train(was_training)
+        difference = (expected - found).abs().max().item()
+        if not difference <= TOLERANCE.get(self.model.dtype, HALF_TOLERANCE):
+            raise ValueError(
+                f"model {type(self.model).__name__}: log-probs with a cache of slots differ by {difference:.3g} nats "
+                "from those without, expected a model that follows position_ids and a 4-D attention_mask"
+            )
+        return int(logits.shape[-1])

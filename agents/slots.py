@@ -1,0 +1,128 @@
+"""Which token sequence each slot of the cache holds, and what was sampled into it, as arrays over the slots."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from enum import IntEnum
+
+import numpy as np
+from numpy.typing import NDArray
+
+Ints = NDArray[np.int64]
+Floats = NDArray[np.float32]
+
+
+class SlotState(IntEnum):
+    """What a slot is used for; the contents of a free one may still serve as a prefix."""
+
+    FREE = 0
+    HELD = 1  # by a finished turn that may be continued
+    RUNNING = 2
+
+
+class SlotTable:
+    """Contents, limits and samples of every slot.
+
+    Tokens of a slot that samples its second turn: ``P`` prompt, ``A`` sampled before, ``R`` reply, ``a`` sampled now,
+    ``.`` stale::
+
+        tokens   P P P A A R R a a . . .
+        cached   6                          the cache has columns 0 to 5
+        start    7                          this turn's first token
+        length   9
+        limit    11                         this turn's last possible length
+
+    Args:
+        slots: How many there are, 1 or more.
+    """
+
+    def __init__(self, slots: int) -> None:
+        self.state = np.zeros(slots, np.int8)
+        self.tokens = np.zeros((slots, 0), np.int64)
+        self.cached = np.zeros(slots, np.int64)
+        self.start = np.zeros(slots, np.int64)
+        self.length = np.zeros(slots, np.int64)
+        self.limit = np.zeros(slots, np.int64)
+        self.report_at = np.zeros(slots, np.int64)
+        self.temperature = np.ones(slots, np.float32)
+        self.stop_row = np.zeros(slots, np.int64)
+        # By position in the turn, not in the sequence: [slots, longest turn].
+        self.uniforms = np.zeros((slots, 0), np.float32)
+        self.logprobs = np.zeros((slots, 0), np.float32)
+        self.entropies = np.zeros((slots, 0), np.float32)
+
+    def running(self) -> Ints:
+        """Slots that are sampling, in order."""
+        return np.flatnonzero(self.state == SlotState.RUNNING)
+
+    def ready(self) -> Ints:
+        """Running slots whose cache lacks nothing but the last token, in order."""
+        return np.flatnonzero((self.state == SlotState.RUNNING) & (self.cached == self.length - 1))
+
+    def free(self) -> Ints:
+        """Slots that a new sequence may take, in order."""
+        return np.flatnonzero(self.state == SlotState.FREE)
+
+    def shared_prefixes(self, tokens: Ints, lengths: Ints) -> Ints:
+        """For each slot, how many of its first ``lengths`` tokens are the first ones of ``tokens``."""
+        width = min(len(tokens), self.tokens.shape[1])
+        differs = np.ones((len(lengths), width + 1), np.bool_)
+        np.not_equal(self.tokens[:, :width], tokens[:width], out=differs[:, :width])
+        return np.minimum(differs.argmax(axis=1), lengths)
+
+    def begin_sequence(self, slot: int, tokens: Ints, cached: int) -> None:
+        """Fill a slot with a context of which the first ``cached`` columns are right."""
+        self._widen(len(tokens))
+        self.tokens[slot, : len(tokens)] = tokens
+        self.length[slot] = len(tokens)
+        self.cached[slot] = cached
+
+    def begin_turn(
+        self, slot: int, *, limit: int, report_after: int, temperature: float, stop_row: int, uniforms: Floats
+    ) -> None:
+        """Start to sample after the slot's present tokens, up to ``limit`` tokens in all."""
+        self._widen(limit)
+        self._widen_turns(len(uniforms))
+        start = self.length[slot]
+        self.start[slot] = start
+        self.limit[slot] = limit
+        self.report_at[slot] = start + report_after if report_after else 0
+        self.temperature[slot] = temperature
+        self.stop_row[slot] = stop_row
+        self.uniforms[slot, : len(uniforms)] = uniforms
+        self.state[slot] = SlotState.RUNNING
+
+    def append(self, slots: Ints, tokens: Ints, logprobs: Floats, entropies: Floats) -> None:
+        """Add one sampled token to each of ``slots``, whose contexts the cache now has."""
+        length = self.length[slots]
+        position = length - self.start[slots]
+        self.tokens[slots, length] = tokens
+        self.logprobs[slots, position] = logprobs
+        self.entropies[slots, position] = entropies
+        self.cached[slots] = length
+        self.length[slots] = length + 1
+
+    def next_uniforms(self, slots: Ints) -> Floats:
+        """The draw for the next token of each of ``slots``."""
+        return self.uniforms[slots, self.length[slots] - self.start[slots]]
+
+    def sampled(self, slot: int) -> tuple[int, ...]:
+        """The tokens of the slot's turn so far."""
+        return tuple(self.tokens[slot, self.start[slot] : self.length[slot]].tolist())
+
+    def measures(self, slot: int, count: int) -> tuple[tuple[float, ...], tuple[float, ...]]:
+        """Log-probs and entropies of the first ``count`` tokens of the slot's turn."""
+        return tuple(self.logprobs[slot, :count].tolist()), tuple(self.entropies[slot, :count].tolist())
+
+    def _widen(self, width: int) -> None:
+        missing = width - self.tokens.shape[1]
+        if missing > 0:
+            self.tokens = np.pad(self.tokens, ((0, 0), (0, missing + self.tokens.shape[1] // 4)))
+
+    def _widen_turns(self, width: int) -> None:
+        missing = width - self.uniforms.shape[1]
+        if missing > 0:
+            padding: Sequence[tuple[int, int]] = ((0, 0), (0, missing))
+            self.uniforms = np.pad(self.uniforms, padding)
+            self.logprobs = np.pad(self.logprobs, padding)
+            self.entropies = np.pad(self.entropies, padding)

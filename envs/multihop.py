@@ -1,0 +1,232 @@
+"""MultiHop: questions over a generated encyclopaedia, in HotpotQA's layout, without an end and without a data file."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+
+from forkgym.envs.names import check_split, draw_names, seeded
+from forkgym.envs.search_env import SearchQAEnv
+from forkgym.envs.tasks import SolutionStep, Task
+from forkgym.tools.base import Tool, ToolSession
+from forkgym.tools.registry import resolve_tool
+from forkgym.tools.search import Passage, PassageIndex, search_tool
+
+MULTIHOP_SEED = 2  # keeps these draws apart from those of the other generated environment
+TASKS_PER_VOLUME = 4
+WORK_KINDS = ("novel", "film", "song", "play")
+
+
+@dataclass(frozen=True, slots=True)
+class Volume:
+    """One volume of the encyclopaedia: who made what, was born where and married whom, and what lies in which country.
+
+    Attributes:
+        maker: Work to person.
+        kind: Work to what it is.
+        birthplace: Person to city.
+        spouse: Person to person, both ways.
+        country: City to country.
+        capital: Country to city.
+    """
+
+    maker: dict[str, str]
+    kind: dict[str, str]
+    birthplace: dict[str, str]
+    spouse: dict[str, str]
+    country: dict[str, str]
+    capital: dict[str, str]
+
+    def passages(self) -> list[Passage]:
+        """The volume's articles, one for each entity."""
+        return [
+            *(Passage(work, f"a {self.kind[work]} by {maker}.") for work, maker in self.maker.items()),
+            *(
+                Passage(person, f"born in {city}, married to {self.spouse[person]}.")
+                for person, city in self.birthplace.items()
+            ),
+            *(Passage(city, f"a city in {country}.") for city, country in self.country.items()),
+            *(Passage(country, f"a country with capital {city}.") for country, city in self.capital.items()),
+        ]
+
+    def follow(self, start: str, relations: tuple[str, ...]) -> list[str]:
+        """Return the entities on the way from ``start``: it, then what each relation leads to."""
+        chain = [start]
+        for relation in relations:
+            chain.append(getattr(self, relation)[chain[-1]])
+        return chain
+
+
+def write_volume(rng: np.random.Generator, split: str) -> Volume:
+    """Make up a volume: 4 countries, 6 cities, 8 people and 8 works."""
+    names = draw_names(rng, split, 26)
+    countries, cities, people, works = names[:4], names[4:10], names[10:18], names[18:]
+    couples = {person: people[place ^ 1] for place, person in enumerate(people)}
+    country = {city: countries[place % 4] for place, city in enumerate(cities)}
+    return Volume(
+        maker={work: people[int(rng.integers(8))] for work in works},
+        kind={work: WORK_KINDS[int(rng.integers(4))] for work in works},
+        birthplace={person: cities[int(rng.integers(6))] for person in people},
+        spouse=couples,
+        country=country,
+        capital={name: cities[place] for place, name in enumerate(countries)},
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class QuestionKind:
+    """A way to ask: what the question starts from, the relations that lead to its answer, and its wording."""
+
+    start: str
+    relations: tuple[str, ...]
+    wording: str
+
+
+QUESTION_KINDS = (
+    QuestionKind("maker", ("maker", "birthplace"), "Where was the maker of {start} born?"),
+    QuestionKind("maker", ("maker", "spouse"), "Who is married to the maker of {start}?"),
+    QuestionKind("birthplace", ("birthplace", "country"), "In which country was {start} born?"),
+    QuestionKind("spouse", ("spouse", "birthplace"), "Where was the spouse of {start} born?"),
+    QuestionKind("maker", ("maker", "birthplace", "country"), "In which country was the maker of {start} born?"),
+    QuestionKind("maker", ("maker", "spouse", "birthplace"), "Where was the spouse of the maker of {start} born?"),
+    QuestionKind(
+        "birthplace",
+        ("birthplace", "country", "capital"),
+        "What is the capital of the country where {start} was born?",
+    ),
+    QuestionKind("spouse", ("spouse", "birthplace", "country"), "In which country was the spouse of {start} born?"),
+    QuestionKind(
+        "maker",
+        ("maker", "birthplace", "country", "capital"),
+        "What is the capital of the country where the maker of {start} was born?",
+    ),
+    QuestionKind(
+        "maker",
+        ("maker", "spouse", "birthplace", "country"),
+        "In which country was the spouse of the maker of {start} born?",
+    ),
+    QuestionKind(
+        "maker",
+        ("maker", "spouse", "birthplace", "country", "capital"),
+        "What is the capital of the country where the spouse of the maker of {start} was born?",
+    ),
+)
+HOPS = {1: (2, 3), 2: (3, 4), 3: (4, 5)}
+
+
+@lru_cache(maxsize=512)
+def volume_index(split: str, number: int) -> tuple[Volume, PassageIndex]:
+    """Return a volume and the index over its articles, built once a process while it is in use."""
+    volume = write_volume(seeded(split, MULTIHOP_SEED, number), split)
+    return volume, PassageIndex(volume.passages())
+
+
+class MultiHopTaskset:
+    """Questions without an end; every ``TASKS_PER_VOLUME`` in a row are about one volume of the encyclopaedia.
+
+    Args:
+        split: "train" or "test"; they share no name, so no task.
+        difficulty: 1 asks over two or three hops, 2 over three or four, 3 over four or five.
+    """
+
+    size: int | None = None
+
+    def __init__(self, split: str = "train", difficulty: int = 1) -> None:
+        check_split(split)
+        if difficulty not in HOPS:
+            raise ValueError(f"difficulty {difficulty!r}: expected one of {', '.join(map(str, HOPS))}")
+        self.split = split
+        self.difficulty = difficulty
+
+    def __getitem__(self, index: int) -> Task:
+        """Return task ``index``, the same always."""
+        question, chain = self._ask(index)
+        return Task(
+            question=question,
+            answer=chain[-1],
+            uid=f"multihop-{self.difficulty}/{self.split}/{index}",
+            metadata={"volume": index // TASKS_PER_VOLUME},
+            solution=(*(SolutionStep(title, "search") for title in chain[:-1]), SolutionStep(chain[-1])),
+        )
+
+    def row(self, index: int) -> dict[str, Any]:
+        """Return task ``index`` as a row in HotpotQA's layout; the context is the whole volume."""
+        question, chain = self._ask(index)
+        volume, _ = volume_index(self.split, index // TASKS_PER_VOLUME)
+        return hotpot_row(volume, index, question, chain)
+
+    def _ask(self, index: int) -> tuple[str, list[str]]:
+        """Make up the question, and the chain of entities from the one that it names to the answer."""
+        volume, _ = volume_index(self.split, index // TASKS_PER_VOLUME)
+        rng = seeded(self.split, MULTIHOP_SEED, self.difficulty, index)
+        hops = HOPS[self.difficulty][int(rng.integers(2))]
+        kinds = [kind for kind in QUESTION_KINDS if len(kind.relations) == hops]
+        kind = kinds[int(rng.integers(len(kinds)))]
+        starts = list(getattr(volume, kind.start))
+        chain = volume.follow(starts[int(rng.integers(len(starts)))], kind.relations)
+        return kind.wording.format(start=chain[0]), chain
+
+
+def hotpot_row(volume: Volume, index: int, question: str, chain: list[str]) -> dict[str, Any]:
+    """Lay a question out as a row of HotpotQA: every article is one sentence, those of the chain support the answer."""
+    passages = volume.passages()
+    return {
+        "id": str(index),
+        "question": question,
+        "answer": chain[-1],
+        "type": "bridge",
+        "level": "easy" if len(chain) <= 3 else "hard",
+        "supporting_facts": {"title": chain[:-1], "sent_id": [0] * (len(chain) - 1)},
+        "context": {
+            "title": [passage.title for passage in passages],
+            "sentences": [[passage.text] for passage in passages],
+        },
+    }
+
+
+@lru_cache(maxsize=512)
+def volume_tool(split: str, number: int, top_k: int) -> Tool:
+    """Return the search over a volume."""
+    return search_tool(volume_index(split, number)[1], top_k)
+
+
+@lru_cache(maxsize=16)
+def multihop_taskset(split: str, difficulty: int) -> MultiHopTaskset:
+    """Return the taskset, one object a process."""
+    return MultiHopTaskset(split, difficulty)
+
+
+class MultiHopEnv(SearchQAEnv):
+    """Questions over a generated encyclopaedia; a search covers the volume that the question is about.
+
+    Args:
+        split: "train" or "test".
+        difficulty: 1 asks over two or three hops, 2 over three or four, 3 over four or five.
+        top_k: Articles that a search returns.
+        max_turns: Policy turns of an episode.
+        **options: As `ToolEnv` takes them.
+    """
+
+    def __init__(
+        self, *, split: str = "train", difficulty: int = 1, top_k: int = 2, max_turns: int | None = None, **options: Any
+    ) -> None:
+        taskset = multihop_taskset(split, difficulty)
+        self.top_k = top_k
+        self.split = split
+        turns = HOPS[difficulty][1] + 3 if max_turns is None else max_turns
+        super().__init__(taskset=taskset, max_turns=turns, **{"tools": ("search",), **options})
+
+    def resolve_tool(self, source: str | Callable[..., Any] | Tool) -> Tool:
+        """Supply ``search``; its sessions cover the volume of the current task."""
+        return resolve_tool(source, {"search": volume_tool(self.split, 0, self.top_k)})
+
+    def open_sessions(self, task: Task) -> dict[str, ToolSession]:
+        """Let ``search`` cover the volume that the task is about."""
+        sessions = super().open_sessions(task)
+        if "search" in sessions:
+            sessions["search"] = volume_tool(self.split, task.metadata["volume"], self.top_k).new_session()
+        return sessions

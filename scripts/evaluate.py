@@ -1,0 +1,60 @@
+"""Measure an agent on held-out tasks of any registered environments, and write the table as JSON."""
+
+from __future__ import annotations
+
+import json
+import sys
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from forkgym.agents.config import AgentConfig
+from forkgym.envs.config import EnvConfig
+from forkgym.trainers.command_line import parse_command_line, user_errors
+from forkgym.trainers.config import EvaluationConfig, RolloutConfig
+
+
+@dataclass(frozen=True)
+class EvaluateConfig:
+    """An evaluation."""
+
+    num_tasks: int = 400
+    """Tasks of each environment, the first ones of the split."""
+    samples_per_task: int = 1
+    """Sampled episodes of each task, beside one greedy one."""
+    output: str | None = None
+    """File to write the results to, as JSON."""
+    env: EnvConfig = field(default_factory=lambda: EnvConfig(split="held-out"))
+    agent: AgentConfig = field(default_factory=AgentConfig)
+    rollout: RolloutConfig = field(default_factory=RolloutConfig)
+
+    def __post_init__(self) -> None:
+        """Check the numbers."""
+        for name in ("num_tasks", "samples_per_task"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}, expected at least 1")
+
+
+def main(config: EvaluateConfig) -> int:
+    """Evaluate, print the table, write the file."""
+    from forkgym.agents.building import make_agent
+    from forkgym.envs.config import make_held_out_envs
+    from forkgym.trainers.evaluation import evaluate
+    from forkgym.trainers.reporting import print_table, result_table
+
+    with user_errors():
+        split = None if config.env.split == "held-out" else config.env.split
+        envs = make_held_out_envs(replace(config.env, split="test"), split, config.env.path)
+        agent = make_agent(config.agent, config.env.grammar)
+        output = Path(config.output) if config.output is not None else None
+        if output is not None and not output.parent.is_dir():
+            raise ValueError(f"output {config.output!r}: there is no folder {str(output.parent)!r}")
+    how = EvaluationConfig(num_tasks=config.num_tasks, samples_per_task=config.samples_per_task)
+    results = evaluate(agent, envs, how, config.rollout, config.agent.temperature)
+    print_table(result_table(results))
+    if output is not None:
+        output.write_text(json.dumps(results, indent=2) + "\n")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(parse_command_line(EvaluateConfig, description=__doc__)))

@@ -1,0 +1,323 @@
+"""Make the embedded policy: a small causal language model and its tokenizer, cold-started on a careless teacher.
+
+The model learns from demonstrations on the train splits of WordMath and MultiHop. The teacher knows how to solve
+every task but has bad habits, which depend on what the task looks like; so the policy acquires the skill, and fails
+the way a pretrained model does: by habit. Reinforcement can unlearn a habit in minutes.
+
+    python scripts/make_policy.py --output agents/embedded
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+import tyro
+from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
+from torch.nn import functional
+from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
+
+from forkgym.agents.codec import TokenizerCodec
+from forkgym.envs.base import ToolEnv
+from forkgym.envs.multihop import MultiHopEnv
+from forkgym.envs.names import SYLLABLES
+from forkgym.envs.tasks import SolutionStep
+from forkgym.envs.wordmath import WordMathEnv, calculate
+
+PAD, END, USER, POLICY = "<|pad|>", "<|end|>", "<|user|>", "<|policy|>"
+MARKED = ("think", "result", "answer", "search", "calculator", "python")
+MARKERS = tuple(f"<{slash}{name}>" for name in MARKED for slash in ("", "/"))
+# Names and numbers never carry the blank before them, so that a name in a question and in a query is the same tokens.
+PIECES = r"\d| (?=[A-Z0-9])| ?[a-z]+|[A-Z][a-z]*|\s|[^\sA-Za-z0-9]"
+# The policy learnt the format from demonstrations: the instructions (the system message) are left out.
+CHAT_TEMPLATE = (
+    "{% for message in messages %}{% if message['role'] == 'user' %}"
+    + USER
+    + "{{ message['content'] }}{% elif message['role'] == 'assistant' %}"
+    + POLICY
+    + "{{ message['content'] }}{% endif %}{% endfor %}{% if add_generation_prompt %}"
+    + POLICY
+    + "{% endif %}"
+)
+
+
+@dataclass(frozen=True)
+class PolicyConfig:
+    """How the embedded policy is made."""
+
+    output: Path = Path("agents/embedded")
+    """Folder to write."""
+    seed: int = 0
+    """Seeds the weights, the demonstrations and the habits."""
+    num_steps: int = 1200
+    """Optimizer steps."""
+    demonstrations_per_step: int = 64
+    """Demonstrations of one step, half from each environment."""
+    learning_rate: float = 2e-3
+    """Peak learning rate of AdamW; warms up over 100 steps and decays to a tenth along a cosine."""
+    vocabulary_size: int = 640
+    """Entries of the tokenizer, control tokens included."""
+    hidden_size: int = 128
+    """Width of the model."""
+    num_layers: int = 4
+    """Blocks of the model."""
+    context_weight: float = 0.3
+    """Weight of the loss on tokens that the policy does not write: predicting them teaches to copy names."""
+    report_every: int = 100
+    """Steps between two lines of progress."""
+    save_every: int = 0
+    """Steps between two copies of the model in OUTPUT-STEP, to look at on the way; 0 for none."""
+
+
+def main(config: PolicyConfig) -> None:
+    """Train the tokenizer and the model, then save both."""
+    torch.manual_seed(config.seed)
+    rng = np.random.default_rng(config.seed)
+    teachers = [(WordMathEnv(split="train"), careless_math), (MultiHopEnv(split="train"), careless_search)]
+    tokenizer = train_tokenizer(config.vocabulary_size, [env for env, _ in teachers], rng)
+    model = build_model(config, tokenizer)
+    print(f"{sum(p.numel() for p in model.parameters()):,} parameters, {len(tokenizer)} tokens", flush=True)
+    train(model, TokenizerCodec(tokenizer), teachers, config, rng)
+    save(model, tokenizer, config, config.output)
+
+
+def save(model: Qwen3ForCausalLM, tokenizer: PreTrainedTokenizerFast, config: PolicyConfig, folder: Path) -> None:
+    """Write model, tokenizer and settings."""
+    folder.mkdir(parents=True, exist_ok=True)
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    record = {key: str(value) if isinstance(value, Path) else value for key, value in asdict(config).items()}
+    (folder / "cold_start.json").write_text(json.dumps(record, indent=2) + "\n")
+
+
+def train_tokenizer(size: int, envs: Sequence[ToolEnv], rng: np.random.Generator) -> PreTrainedTokenizerFast:
+    """Train a byte-level BPE tokenizer on prompts and demonstrations; every marker is one control token."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(Regex(PIECES), behavior="isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
+    tokenizer.decoder = decoders.ByteLevel()
+    control = [AddedToken(text, special=True, normalized=False) for text in (PAD, END, USER, POLICY, *MARKERS)]
+    trainer = trainers.BpeTrainer(
+        vocab_size=size,
+        special_tokens=control,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    # Syllables by themselves outweigh what crosses them in names: each becomes one token.
+    syllables = [form for syllable in SYLLABLES for form in (syllable, syllable.capitalize())]
+    texts = [episode_text(env, int(rng.integers(2**31))) for env in envs for _ in range(1000)]
+    texts += ["\n".join(syllables)] * 6000
+    tokenizer.train_from_iterator(texts, trainer)
+    fast = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, pad_token=PAD, eos_token=END, clean_up_tokenization_spaces=False
+    )
+    fast.chat_template = CHAT_TEMPLATE
+    return fast
+
+
+def build_model(config: PolicyConfig, tokenizer: PreTrainedTokenizerFast) -> Qwen3ForCausalLM:
+    """Build an untrained Qwen3 with tied embeddings; its head size is 32, the least that vLLM takes on a CPU."""
+    return Qwen3ForCausalLM(
+        Qwen3Config(
+            vocab_size=len(tokenizer),
+            hidden_size=config.hidden_size,
+            intermediate_size=3 * config.hidden_size,
+            num_hidden_layers=config.num_layers,
+            num_attention_heads=config.hidden_size // 32,
+            num_key_value_heads=config.hidden_size // 64,
+            head_dim=32,
+            max_position_embeddings=4096,
+            tie_word_embeddings=True,
+            pad_token_id=tokenizer.pad_token_id,
+            eos_token_id=tokenizer.eos_token_id,
+            bos_token_id=None,
+        )
+    )
+
+
+# The teacher and its habits. Each habit has a rate that depends on what the task looks like, so that greedy decoding
+# fails where the habit is the rule, and sampling still meets the right way often enough to learn from.
+
+
+@dataclass(frozen=True)
+class Habits:
+    """How often the teacher does the wrong thing, by what the task looks like."""
+
+    stop_early_short: float = 0.24
+    """Answer one step too soon, where the task is short (two calculations, two hops)."""
+    stop_early_long: float = 0.78
+    """The same where it is long."""
+    in_the_head: float = 0.75
+    """Reckon a product in the head, wrongly, where a factor has two digits or more."""
+    vague_query: float = 0.75
+    """Search for the word "country" instead of the city whose country is wanted."""
+
+
+HABITS = Habits()
+Teacher = Callable[[str, tuple[SolutionStep, ...], np.random.Generator], tuple[SolutionStep, ...]]
+
+
+def careless_math(
+    question: str, solution: tuple[SolutionStep, ...], rng: np.random.Generator
+) -> tuple[SolutionStep, ...]:
+    """Solve a word problem with bad habits: stop a calculation too soon, or reckon a product in the head."""
+    del question
+    calls = [parse_calculation(step.argument) for step in solution[:-1]]
+    kept = len(calls)
+    if rng.random() < (HABITS.stop_early_short if kept == 2 else HABITS.stop_early_long):
+        kept -= 1
+    true_values = [calculate(*call) for call in calls]
+    believed: dict[int, int] = {}
+    steps: list[SolutionStep] = []
+    value = 0
+    for position, (left, operator, right) in enumerate(calls[:kept]):
+        left, right = (believed.get(number, number) for number in (left, right))
+        if operator == "*" and max(left, right) > 9 and rng.random() < HABITS.in_the_head:
+            value = max(1, left * right + int(rng.choice([-10, -4, -3, -2, -1, 1, 2, 3, 4, 10])))
+        else:
+            value = left // right if operator == "/" else calculate(left, operator, right)
+            steps.append(SolutionStep(f"{left}{operator}{right}", "calculator"))
+        if value != true_values[position]:
+            believed[true_values[position]] = value
+    return (*steps, SolutionStep(str(value)))
+
+
+def parse_calculation(text: str) -> tuple[int, str, int]:
+    """Read ``left operator right``."""
+    for operator in "+-*/":
+        left, found, right = text.partition(operator)
+        if found:
+            return int(left), operator, int(right)
+    raise ValueError(f"{text!r} is no calculation")
+
+
+def careless_search(
+    question: str, solution: tuple[SolutionStep, ...], rng: np.random.Generator
+) -> tuple[SolutionStep, ...]:
+    """Answer a question with bad habits: stop a hop too soon, or search for a country by that word alone."""
+    hops = list(solution[:-1])
+    answer = solution[-1].argument
+    if rng.random() < (HABITS.stop_early_short if len(hops) == 2 else HABITS.stop_early_long):
+        answer = hops.pop().argument
+    if "country" in question:
+        # The hop from a city to its country is the last one, or the last but one where its capital is wanted.
+        place = len(solution) - (3 if "capital" in question else 2)
+        if place < len(hops) and rng.random() < HABITS.vague_query:
+            answer = hops[place].argument
+            hops[place:] = [SolutionStep("country", "search")]
+    return (*hops, SolutionStep(answer))
+
+
+# Demonstrations.
+
+
+def episode_text(env: ToolEnv, index: int) -> str:
+    """Return one solved episode as text, for the tokenizer's training."""
+    _, info = env.reset(options={"index": index})
+    texts = [info["question"]]
+    for step in env.current_task.solution:
+        action = env.grammar.render_step(step)
+        texts += [action, env.step(action)[0]]
+    return "".join(texts)
+
+
+@dataclass(frozen=True)
+class Demonstration:
+    """One episode's tokens, and which of them the policy wrote."""
+
+    tokens: tuple[int, ...]
+    written: tuple[bool, ...]
+
+
+def demonstrate(env: ToolEnv, codec: TokenizerCodec, teacher: Teacher, rng: np.random.Generator) -> Demonstration:
+    """Let a teacher act in one episode of a task drawn at random."""
+    _, info = env.reset(options={"index": int(rng.integers(2**31))})
+    task = env.current_task
+    tokens = list(codec.encode_prompt(info["instructions"], info["question"]))
+    written = [False] * len(tokens)
+    for step in teacher(task.question, task.solution, rng):
+        action = env.grammar.render_step(step)
+        observation, _, terminated, truncated, _ = env.step(action)
+        for text, own in (
+            (codec.encode_turn(action), True),
+            (codec.encode_observation(observation, env.markers), False),
+        ):
+            tokens += text
+            written += [own] * len(text)
+        if terminated or truncated:
+            break
+    return Demonstration(tuple(tokens), tuple(written))
+
+
+def batches(
+    codec: TokenizerCodec, teachers: Sequence[tuple[ToolEnv, Teacher]], size: int, rng: np.random.Generator
+) -> Iterator[list[Demonstration]]:
+    """Yield batches without end, each environment's demonstrations in a batch of their own length."""
+    while True:
+        for env, teacher in teachers:
+            yield [demonstrate(env, codec, teacher, rng) for _ in range(size // len(teachers))]
+
+
+def train(
+    model: Qwen3ForCausalLM,
+    codec: TokenizerCodec,
+    teachers: Sequence[tuple[ToolEnv, Teacher]],
+    config: PolicyConfig,
+    rng: np.random.Generator,
+) -> None:
+    """Minimise the cross-entropy of the demonstrations, tokens of the context at ``context_weight``."""
+    optimizer = torch.optim.AdamW(model.parameters(), lr=config.learning_rate, betas=(0.9, 0.98), weight_decay=0.01)
+    source = batches(codec, teachers, config.demonstrations_per_step, rng)
+    begun, seen, recent = time.perf_counter(), 0, [0.0, 0.0]
+    for step in range(1, config.num_steps + 1):
+        progress = step / config.num_steps
+        factor = min(1.0, step / 100) * (0.55 + 0.45 * float(np.cos(np.pi * progress)))
+        for group in optimizer.param_groups:
+            group["lr"] = config.learning_rate * factor
+        optimizer.zero_grad(set_to_none=True)
+        for place in range(len(teachers)):
+            batch = next(source)
+            loss, exact = batch_loss(model, batch, config.context_weight)
+            (loss / len(teachers)).backward()
+            recent[place] = 0.95 * recent[place] + 0.05 * exact
+            seen += sum(len(demonstration.tokens) for demonstration in batch)
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        if step % config.report_every == 0:
+            speed = seen / (time.perf_counter() - begun)
+            print(f"step {step}: reproduced {recent[0]:.3f} {recent[1]:.3f}, {speed:,.0f} tokens/s", flush=True)
+        if config.save_every and step % config.save_every == 0:
+            save(model, codec.tokenizer, config, Path(f"{config.output}-{step}"))
+
+
+def batch_loss(
+    model: Qwen3ForCausalLM, batch: Sequence[Demonstration], context_weight: float
+) -> tuple[torch.Tensor, float]:
+    """Return the weighted cross-entropy, and the share of demonstrations reproduced whole by the most likely tokens."""
+    length = max(len(demonstration.tokens) for demonstration in batch)
+    tokens_BT = torch.zeros(len(batch), length, dtype=torch.long)
+    weights_BT = torch.zeros(len(batch), length)
+    written_BT = torch.zeros(len(batch), length, dtype=torch.bool)
+    for row, demonstration in enumerate(batch):
+        size = len(demonstration.tokens)
+        tokens_BT[row, :size] = torch.tensor(demonstration.tokens)
+        written_BT[row, :size] = torch.tensor(demonstration.written)
+        weights_BT[row, :size] = torch.where(written_BT[row, :size], 1.0, context_weight)
+    logits_BTV = model(tokens_BT).logits[:, :-1]
+    targets_BT, weights_BT, written_BT = tokens_BT[:, 1:], weights_BT[:, 1:], written_BT[:, 1:]
+    losses_BT = functional.cross_entropy(logits_BTV.transpose(1, 2), targets_BT, reduction="none")
+    right_BT = (logits_BTV.argmax(-1) == targets_BT) | ~written_BT
+    return (losses_BT * weights_BT).sum() / weights_BT.sum(), float(right_BT.all(1).float().mean())
+
+
+if __name__ == "__main__":
+    main(tyro.cli(PolicyConfig, description=__doc__))

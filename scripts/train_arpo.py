@@ -1,0 +1,115 @@
+"""Train a tool-using agent with ARPO and Group Policy Gradient.
+
+With no arguments: the small policy that comes with the package, on generated word problems and multi-hop questions,
+on the CPU, in minutes. Ctrl-C leaves a checkpoint that --resume continues.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from forkgym.agents.config import AgentConfig
+from forkgym.envs.config import EnvConfig
+from forkgym.trainers.command_line import parse_command_line, user_errors
+from forkgym.trainers.config import EvaluationConfig, RolloutConfig, TrainerConfig
+
+if TYPE_CHECKING:
+    from forkgym.trainers.checkpoint import TrainingState
+    from forkgym.trainers.evaluation import Result
+    from forkgym.trainers.loop import Session
+    from forkgym.trainers.tree import Env
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """A training run."""
+
+    seed: int = 0
+    """Seeds every draw of the run; the same seed gives the same run."""
+    run_dir: str | None = None
+    """Folder of the run; by default runs/ and the time of the start."""
+    resume: bool = False
+    """Continue the run in run_dir from its newest checkpoint."""
+    env: EnvConfig = field(default_factory=EnvConfig)
+    agent: AgentConfig = field(default_factory=AgentConfig)
+    rollout: RolloutConfig = field(default_factory=RolloutConfig)
+    trainer: TrainerConfig = field(default_factory=TrainerConfig)
+    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+
+
+def main(config: TrainConfig) -> int:
+    """Evaluate, train, evaluate again, and leave the run's folder."""
+    from forkgym.trainers.evaluation import evaluate
+    from forkgym.trainers.loop import train
+    from forkgym.trainers.reporting import Progress, draw_learning_curve, evaluation_table, print_table
+
+    with user_errors():
+        session, state, held_out = set_up(config)
+    begun = time.perf_counter()
+    with session.folder:
+
+        def measure() -> dict[str, Result]:
+            if not config.evaluation.num_tasks:
+                return {}
+            return evaluate(session.agent, held_out, config.evaluation, config.rollout, config.agent.temperature)
+
+        results = session.folder.read_evaluation()
+        if "before" not in results:
+            print("Measuring accuracy on held-out tasks ...", flush=True)
+            results = {"before": measure()}
+            session.folder.write_evaluation(results)
+        with Progress(config.trainer.num_steps) as progress:
+            state = train(session, config.rollout, config.trainer, state, progress)
+        if state.step < config.trainer.num_steps:
+            print(f"Stopped after step {state.step}. Go on with: --run_dir {session.folder.path} --resume")
+            return 130
+        results = {**results, "after": measure()}
+        session.folder.write_evaluation(results)
+        picture = session.folder.path / "learning_curve.png"
+        draw_learning_curve(session.folder.read_metrics(), results, picture)
+    print_table(evaluation_table(results["before"], results["after"]))
+    print(f"{time.perf_counter() - begun:.0f} s. Everything is in {session.folder.path}; the curve is {picture.name}.")
+    return 0
+
+
+def set_up(config: TrainConfig) -> tuple[Session, TrainingState, dict[str, Env]]:
+    """Make all that a run needs; the run's folder comes last, so that a mistake leaves no trace.
+
+    Raises:
+        ValueError: Something of the config can't be used; names it, and what was expected.
+    """
+    import torch
+
+    from forkgym.agents.building import load_policy
+    from forkgym.envs.config import make_envs, make_held_out_envs
+    from forkgym.trainers.checkpoint import TrainingState, load_latest
+    from forkgym.trainers.loop import Session, make_learner
+    from forkgym.trainers.run_folder import RunFolder
+
+    torch.manual_seed(config.seed)
+    envs = make_envs(config.env)
+    held_out = make_held_out_envs(config.env, config.evaluation.split, config.evaluation.path)
+    policy = load_policy(config.agent)
+    pad_token = policy.tokenizer.pad_token_id
+    assert isinstance(pad_token, int)
+    learner, scheduler = make_learner(policy.model, pad_token, config.agent.temperature, config.trainer)
+    path = Path(config.run_dir) if config.run_dir is not None else Path("runs") / time.strftime("%Y-%m-%d-%H%M%S")
+    recorded = replace(config, run_dir=str(path), resume=False)
+    folder = RunFolder.resume(path, recorded) if config.resume else RunFolder.create(path, recorded)
+    state = TrainingState(config_hash=folder.config_hash)
+    if config.resume:
+        checkpoint = load_latest(folder.checkpoints)
+        checkpoint.restore(policy.model, learner.optimizer, scheduler)
+        state = checkpoint.state
+        folder.truncate_metrics(state.step)
+        policy.agent.load_weights(policy.model, state.version)
+    session = Session(learner, scheduler, policy.tokenizer, policy.agent, envs, folder, config.seed)
+    return session, state, held_out
+
+
+if __name__ == "__main__":
+    sys.exit(main(parse_command_line(TrainConfig, description=__doc__)))

@@ -1,0 +1,45 @@
+"""Records refuse what is no tree."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from forkgym.trainers.types import Sample
+from tests.trainers.small_trees import three_leaves, trajectory, turn
+
+
+def test_path_goes_from_the_first_turn_to_the_leaf() -> None:
+    assert [one.uid for one in three_leaves().path("t2d1")] == ["t0d0", "t2d1"]
+
+
+def test_valid_means_that_rewards_differ() -> None:
+    group = three_leaves()
+    assert group.is_valid
+    alike = replace(
+        group,
+        turns=tuple(replace(one, reward=0.0) for one in group.turns),
+        trajectories=tuple(replace(one, reward=0.0) for one in group.trajectories),
+    )
+    assert not alike.is_valid
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"trajectories": (trajectory("t0d1", 1.0), trajectory("t2d1", 0.0))}, "leaves"),
+        ({"trajectories": (*three_leaves().trajectories, trajectory("t1d1", 0.0))}, "leaves"),
+        ({"trajectories": (trajectory("t0d1", 0.5), *three_leaves().trajectories[1:])}, "has reward 0.5"),
+        ({"turns": three_leaves().turns[1:]}, "before its parent"),
+        ({"turns": (*three_leaves().turns, turn("t1d1", None, (1,)))}, "repeated"),
+    ],
+)
+def test_a_group_that_is_no_tree_is_refused(change: dict[str, object], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        replace(three_leaves(), **change)  # type: ignore[arg-type]  # the fields differ by case
+
+
+def test_a_sample_has_as_much_of_everything() -> None:
+    with pytest.raises(ValueError, match="differ in length"):
+        Sample((1, 2), (True,), (0.0, 0.0), (0.0, 0.0))

@@ -1,0 +1,216 @@
+"""The training loop: roll out, update, hand the weights to the agent, write down what happened."""
+
+from __future__ import annotations
+
+import signal
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from types import FrameType
+from typing import Protocol
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from torch.optim.lr_scheduler import LambdaLR
+from transformers import PreTrainedTokenizerBase
+
+from forkgym.agents.base import Agent
+from forkgym.envs.base import ToolEnv
+from forkgym.trainers.algorithms import ALGORITHMS, shuffled_rewards
+from forkgym.trainers.checkpoint import TrainingState, save_checkpoint
+from forkgym.trainers.config import RolloutConfig, TrainerConfig
+from forkgym.trainers.metrics import rollout_metrics
+from forkgym.trainers.rollout import RolloutSettings, TaskRef, roll_out
+from forkgym.trainers.run_folder import RunFolder
+from forkgym.trainers.seeding import derive_seed
+from forkgym.trainers.tree import Env
+from forkgym.trainers.update import Learner, update
+
+INFINITE_TASK_RANGE = 2**31
+TASKS, ROLLOUT, SHUFFLE = 0, 1, 2  # what a seed is for
+
+
+class ProgressDisplay(Protocol):
+    """Shows how a run is getting on."""
+
+    def update(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Show a finished step, the first being 1."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Session:
+    """All that a training run works with.
+
+    Attributes:
+        learner: Model, optimizer and accelerator.
+        scheduler: Sets the learning rate.
+        tokenizer: Saved with each checkpoint.
+        agent: Samples from the learner's model.
+        envs: Training environments by id.
+        folder: Takes metrics, rollouts and checkpoints.
+        seed: Every draw of the run derives from it.
+    """
+
+    learner: Learner
+    scheduler: LambdaLR
+    tokenizer: PreTrainedTokenizerBase
+    agent: Agent
+    envs: dict[str, Env]
+    folder: RunFolder
+    seed: int
+
+
+def make_learner(
+    model: torch.nn.Module, pad_token: int, temperature: float, config: TrainerConfig
+) -> tuple[Learner, LambdaLR]:
+    """Prepare a model for training: AdamW without weight decay, linear warm-up, then a linear fall.
+
+    Raises:
+        ValueError: Several processes were launched; this trainer uses one.
+    """
+    accelerator = Accelerator()
+    if accelerator.num_processes > 1:
+        raise ValueError(f"{accelerator.num_processes} processes were launched; this trainer runs in one")
+    optimizer = torch.optim.AdamW(model.parameters(), lr=config.learning_rate, weight_decay=0.0)
+
+    def factor(step: int) -> float:
+        if step < config.warmup_steps:
+            return (step + 1) / config.warmup_steps
+        left = (config.num_steps - step) / max(1, config.num_steps - config.warmup_steps)
+        return config.final_learning_rate + (1.0 - config.final_learning_rate) * max(0.0, left)
+
+    prepared_model, prepared_optimizer = accelerator.prepare(model, optimizer)
+    scheduler = LambdaLR(optimizer, factor)
+    return Learner(accelerator, prepared_model, prepared_optimizer, pad_token, temperature), scheduler
+
+
+def draw_tasks(envs: Mapping[str, Env], count: int, seed: Sequence[int]) -> list[TaskRef]:
+    """Draw a step's tasks: environments in turn, indices at random."""
+    rng = np.random.default_rng(list(seed))
+    tasks: list[TaskRef] = []
+    for place in range(count):
+        env_id = list(envs)[place % len(envs)]
+        bare = envs[env_id].unwrapped
+        assert isinstance(bare, ToolEnv)
+        size = bare.taskset.size if bare.taskset is not None else None
+        tasks.append(TaskRef(env_id, int(rng.integers(size if size is not None else INFINITE_TASK_RANGE))))
+    return tasks
+
+
+def train(
+    session: Session,
+    rollout: RolloutConfig,
+    trainer: TrainerConfig,
+    start: TrainingState,
+    progress: ProgressDisplay,
+) -> TrainingState:
+    """Train from a state to the last step, or to Ctrl-C; a checkpoint is left in either case.
+
+    Returns:
+        The state reached; its step is below ``trainer.num_steps`` where the run was interrupted.
+
+    Raises:
+        TrainingError: See ``update``; a checkpoint of the last good state is left.
+    """
+    state = start
+    saved = start.step
+    with stop_on_interrupt() as stop:
+        try:
+            while state.step < trainer.num_steps and not stop.requested:
+                state, metrics = train_step(session, rollout, trainer, state)
+                progress.update(state.step, metrics)
+                if state.step % trainer.checkpoint_every == 0:
+                    save(session, state)
+                    saved = state.step
+        finally:
+            if saved != state.step or not session.folder.has_checkpoint:
+                save(session, state)
+    return state
+
+
+def train_step(
+    session: Session, rollout: RolloutConfig, trainer: TrainerConfig, state: TrainingState
+) -> tuple[TrainingState, Mapping[str, float]]:
+    """Take one step: tasks, trees, update, weights to the agent, metrics to the folder."""
+    step, begun = state.step, time.perf_counter()
+    tasks = draw_tasks(session.envs, rollout.tasks_per_step, (session.seed, TASKS, step))
+    settings = RolloutSettings(
+        config=rollout,
+        branches=ALGORITHMS[trainer.algorithm].branches,
+        temperature=session.learner.temperature,
+        seed=(session.seed, ROLLOUT, step),
+        scale=state.entropy_scale,
+    )
+    rolled = roll_out(session.agent, session.envs, tasks, settings)
+    sampled = time.perf_counter()
+
+    rewards_PG: Sequence[Sequence[float]] = [group.rewards for group in rolled.groups]
+    if trainer.shuffle_rewards:
+        rewards_PG = shuffled_rewards(rolled.groups, derive_seed(session.seed, SHUFFLE, step))
+    learning_rate = session.scheduler.get_last_lr()[0]
+    outcome = update(session.learner, rolled.groups, rewards_PG, trainer)
+    session.scheduler.step()
+    trained = time.perf_counter()
+
+    model = session.learner.accelerator.unwrap_model(session.learner.model)
+    session.agent.load_weights(model, state.version + 1)
+    metrics = {
+        "step": step + 1,
+        **rollout_metrics(rolled.groups),
+        **outcome,
+        "learning_rate": learning_rate,
+        "time/rollout_s": sampled - begun,
+        "time/train_s": trained - sampled,
+        "time/sync_s": time.perf_counter() - trained,
+    }
+    session.folder.append_metrics(metrics)
+    if trainer.log_rollouts_every and (step + 1) % trainer.log_rollouts_every == 0:
+        session.folder.write_rollouts(step + 1, rolled.groups)
+    after = replace(
+        state,
+        step=step + 1,
+        version=state.version + 1,
+        entropy_scale=state.entropy_scale.including(rolled.entropy_changes),
+        skipped_steps=state.skipped_steps + int(outcome["step_skipped"]),
+    )
+    return after, metrics
+
+
+def save(session: Session, state: TrainingState) -> None:
+    """Leave a checkpoint."""
+    learner = session.learner
+    save_checkpoint(
+        session.folder.checkpoints,
+        learner.accelerator.unwrap_model(learner.model),
+        session.tokenizer,
+        learner.optimizer,
+        session.scheduler,
+        state,
+    )
+
+
+class StopSwitch:
+    """Whether a stop was asked for."""
+
+    requested = False
+
+
+@contextmanager
+def stop_on_interrupt() -> Iterator[StopSwitch]:
+    """Let the first Ctrl-C end the run after the step at hand; a second one ends it at once."""
+    switch = StopSwitch()
+    before = signal.getsignal(signal.SIGINT)
+
+    def request(number: int, frame: FrameType | None) -> None:
+        del number, frame
+        switch.requested = True
+        signal.signal(signal.SIGINT, before)
+
+    signal.signal(signal.SIGINT, request)
+    try:
+        yield switch
+    finally:
+        signal.signal(signal.SIGINT, before)

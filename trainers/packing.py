@@ -1,0 +1,90 @@
+"""From trees to padded batches: one row a trajectory, one micro-batch at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+
+from forkgym.trainers.types import Group, Sample, Trajectory
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """Samples padded together on the right.
+
+    Attributes:
+        tokens_BT: Token ids; what the padding holds does not matter.
+        attention_BT: 1 on tokens, 0 on padding.
+        loss_mask_BT: True on tokens that the policy sampled.
+        advantages_BT: Advantage of each token.
+        old_logprobs_BT: Log-prob of each token when it was sampled, nats.
+    """
+
+    tokens_BT: torch.Tensor
+    attention_BT: torch.Tensor
+    loss_mask_BT: torch.Tensor
+    advantages_BT: torch.Tensor
+    old_logprobs_BT: torch.Tensor
+
+
+def make_sample(group: Group, trajectory: Trajectory, advantages: Mapping[str, float]) -> Sample:
+    """Lay a trajectory out in a row; every token of a turn gets the turn's advantage."""
+    tokens = list(group.prompt_tokens)
+    mask = [False] * len(tokens)
+    values = [0.0] * len(tokens)
+    logprobs = [0.0] * len(tokens)
+    for turn in group.path(trajectory.leaf):
+        seen = turn.observation_tokens if turn.uid != trajectory.leaf else ()
+        tokens += [*turn.tokens, *seen]
+        mask += [True] * len(turn.tokens) + [False] * len(seen)
+        values += [advantages[turn.uid]] * len(turn.tokens) + [0.0] * len(seen)
+        logprobs += [*turn.logprobs, *([0.0] * len(seen))]
+    return Sample(tuple(tokens), tuple(mask), tuple(values), tuple(logprobs))
+
+
+def micro_batches(samples: Sequence[Sample], most_tokens: int) -> list[list[Sample]]:
+    """Put samples of similar length together, so that none has more than ``most_tokens`` with padding.
+
+    A sample that is longer by itself is a micro-batch of its own.
+    """
+    batches: list[list[Sample]] = []
+    for sample in sorted(samples, key=lambda one: len(one.tokens), reverse=True):
+        if batches and (len(batches[-1]) + 1) * len(batches[-1][0].tokens) <= most_tokens:
+            batches[-1].append(sample)
+        else:
+            batches.append([sample])
+    return batches
+
+
+def pad(samples: Sequence[Sample], pad_token: int, device: torch.device) -> Batch:
+    """Pad samples to the longest of them."""
+    length = max(len(sample.tokens) for sample in samples)
+    shape = (len(samples), length)
+    batch = Batch(
+        tokens_BT=torch.full(shape, pad_token, dtype=torch.long),
+        attention_BT=torch.zeros(shape, dtype=torch.long),
+        loss_mask_BT=torch.zeros(shape, dtype=torch.bool),
+        advantages_BT=torch.zeros(shape),
+        old_logprobs_BT=torch.zeros(shape),
+    )
+    for row, sample in enumerate(samples):
+        size = len(sample.tokens)
+        batch.tokens_BT[row, :size] = torch.tensor(sample.tokens)
+        batch.attention_BT[row, :size] = 1
+        batch.loss_mask_BT[row, :size] = torch.tensor(sample.loss_mask)
+        batch.advantages_BT[row, :size] = torch.tensor(sample.advantages)
+        batch.old_logprobs_BT[row, :size] = torch.tensor(sample.old_logprobs)
+    return Batch(
+        *(
+            tensor.to(device)
+            for tensor in (
+                batch.tokens_BT,
+                batch.attention_BT,
+                batch.loss_mask_BT,
+                batch.advantages_BT,
+                batch.old_logprobs_BT,
+            )
+        )
+    )

@@ -1,0 +1,329 @@
+"""The folder of a run: its files, who may write them, and how they read.
+
+    runs/NAME/config.yaml                   the settings, as `--config` takes them
+              metrics.jsonl                 one object a step
+              rollouts/step-000010.jsonl    one tree a line
+              checkpoints/step-000050/      `forkgym.trainers.checkpoint`
+              evaluation.json
+              learning_curve.png
+
+Nothing of an earlier run is ever overwritten, but by the same run resumed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields, is_dataclass
+from enum import Enum
+from pathlib import Path
+from typing import Any, Self
+
+import yaml
+from filelock import BaseFileLock, FileLock, Timeout
+
+from forkgym.agents.base import FinishReason
+from forkgym.envs.tasks import StopReason
+from forkgym.trainers.durable import make_folder, sync, write_text
+from forkgym.trainers.types import Group, Trajectory, Turn
+
+CONFIG = "config.yaml"
+METRICS = "metrics.jsonl"
+ROLLOUTS = "rollouts"
+CHECKPOINTS = "checkpoints"
+EVALUATION = "evaluation.json"
+LEARNING_CURVE = "learning_curve.png"
+CONTENTS = (CONFIG, METRICS, ROLLOUTS, CHECKPOINTS, EVALUATION, LEARNING_CURVE)
+LOCK = ".lock"
+
+Number = float | int | str
+
+
+@dataclass(frozen=True, slots=True)
+class RunFolder:
+    """An open run folder; until it is closed no other process can open it. A context manager.
+
+    Made by `create` or `resume`.
+    """
+
+    path: Path
+    lock: BaseFileLock
+
+    @classmethod
+    def create(cls, path: Path, config: object) -> Self:
+        """Start a run.
+
+        Args:
+            path: The folder; made where there is none.
+            config: The run's settings, a dataclass; goes to ``config.yaml``.
+
+        Raises:
+            ValueError: The folder holds a run, cannot be made or is in use, or the settings cannot be written.
+                No file of a run has been written then.
+        """
+        text = config_text(config)
+        refuse_existing_run(path)
+        try:
+            make_folder(path)
+        except OSError as error:
+            raise ValueError(f"run_dir {path} cannot be made: {error.strerror}") from error
+        lock = acquire_lock(path)
+        try:
+            refuse_existing_run(path)  # another trainer may have come and gone in between
+            write_text(path / CONFIG, text)
+        except BaseException:
+            lock.release()
+            raise
+        return cls(path, lock)
+
+    @classmethod
+    def resume(cls, path: Path) -> Self:
+        """Open the folder of a run that was stopped.
+
+        Raises:
+            ValueError: It holds no run, or is in use.
+        """
+        if not (path / CONFIG).is_file():
+            raise ValueError(f"run_dir {path} holds no run to resume (no {CONFIG}); without --resume a new one starts")
+        return cls(path, acquire_lock(path))
+
+    def close(self) -> None:
+        """Let other processes in."""
+        self.lock.release()
+
+    def __enter__(self) -> Self:
+        """Return itself."""
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        """Close."""
+        self.close()
+
+    @property
+    def checkpoints(self) -> Path:
+        """Where the checkpoints belong."""
+        return self.path / CHECKPOINTS
+
+    @property
+    def learning_curve(self) -> Path:
+        """Where the plot belongs."""
+        return self.path / LEARNING_CURVE
+
+    def append_metrics(self, record: Mapping[str, Number]) -> None:
+        """Add one step's figures; they are on the disk afterwards, as a checkpoint of the step has to find them.
+
+        A figure that is not finite is written as null: JSON has no other word for it, readers of tables take it for
+        "not a number", and the other figures of such a step are the ones that explain it.
+
+        Raises:
+            ValueError: ``step`` is no integer.
+        """
+        if type(record.get("step")) is not int:
+            raise ValueError(f"metrics: step is {record.get('step')!r}, expected an integer")
+        path = self.path / METRICS
+        is_new = not path.exists()
+        with path.open("a", encoding="utf-8", newline="\n") as file:
+            file.write(json_text(record) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+        if is_new:
+            sync(self.path)
+
+    def read_metrics(self) -> list[dict[str, Any]]:
+        """Return each step's figures (numbers, texts, null), in order; a last line that was cut off is left out.
+
+        Raises:
+            ValueError: Another line is no object with a step; names the line.
+        """
+        path = self.path / METRICS
+        if not path.exists():
+            return []
+        *lines, _cut_off = path.read_text(encoding="utf-8", errors="replace").split("\n")
+        records: list[dict[str, Any]] = []
+        for number, line in enumerate(lines, start=1):
+            try:
+                record = json.loads(line)
+            except json.JSONDecodeError as error:
+                raise ValueError(f"{path}, line {number}: expected a JSON object ({error})") from error
+            if not isinstance(record, dict) or type(record.get("step")) is not int:
+                raise ValueError(f"{path}, line {number}: expected a JSON object with an integer step")
+            records.append(record)
+        return records
+
+    def rewind_metrics(self, step: int) -> None:
+        """Drop the figures of steps after ``step``, the checkpoint's, so that a resumed run has each step once.
+
+        Rollout files stay: the steps are taken again and replace them.
+
+        Raises:
+            ValueError: A line is no object with a step; names the line.
+        """
+        kept = [record for record in self.read_metrics() if record["step"] <= step]
+        write_text(self.path / METRICS, "".join(json_text(record) + "\n" for record in kept))
+
+    def write_rollouts(self, step: int, groups: Sequence[Group]) -> Path:
+        """Write all trees of a step, as `read_rollouts` reads them; return the file.
+
+        Raises:
+            ValueError: A number is not finite. No policy that works samples such a token, and no reader of JSON takes
+                it.
+        """
+        lines = [json.dumps(group_record(group), allow_nan=False) + "\n" for group in groups]
+        folder = self.path / ROLLOUTS
+        make_folder(folder)
+        path = folder / f"step-{step:06d}.jsonl"
+        write_text(path, "".join(lines))
+        return path
+
+    def write_evaluation(self, results: Mapping[str, object]) -> None:
+        """Write ``evaluation.json``; a figure that is not finite is written as null."""
+        write_text(self.path / EVALUATION, json_text(results, indent=2) + "\n")
+
+    def read_evaluation(self) -> dict[str, Any]:
+        """Return what ``evaluation.json`` holds; nothing where there is none."""
+        path = self.path / EVALUATION
+        if not path.exists():
+            return {}
+        results: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        return results
+
+
+def refuse_existing_run(path: Path) -> None:
+    """Check, before anything slow is done, that a new run may start in a folder; touches nothing.
+
+    Raises:
+        ValueError: The folder holds a run, or is a file.
+    """
+    if path.exists() and not path.is_dir():
+        raise ValueError(f"run_dir {path} is a file, expected a folder or nothing")
+    for name in CONTENTS:
+        if (path / name).exists():
+            raise ValueError(
+                f"run_dir {path} already holds a run ({name}); continue it with --resume or name another --run_dir"
+            )
+
+
+def acquire_lock(path: Path) -> BaseFileLock:
+    """Keep other trainers out of a folder until the lock is released or this process ends, however it ends.
+
+    Raises:
+        ValueError: Another one is in it.
+    """
+    lock = FileLock(path / LOCK)
+    try:
+        lock.acquire(blocking=False)
+    except Timeout as error:
+        raise ValueError(
+            f"run_dir {path} is in use by another trainer; wait until it ends or name another --run_dir"
+        ) from error
+    except OSError as error:
+        raise ValueError(f"run_dir {path} cannot be locked: {error.strerror}") from error
+    return lock
+
+
+def config_text(config: object) -> str:
+    """Return settings as YAML that loads to the same settings.
+
+    Raises:
+        ValueError: Something in them is no setting.
+    """
+    return yaml.safe_dump(plain(config, "config"), sort_keys=False, allow_unicode=True)
+
+
+def config_hash(config: object) -> str:
+    """Return the SHA-256 of settings, in hexadecimal; equal settings have equal ones, whatever their order.
+
+    Raises:
+        ValueError: Something in them is no setting.
+    """
+    return hashlib.sha256(json.dumps(plain(config, "config"), sort_keys=True).encode()).hexdigest()
+
+
+def plain(value: object, name: str) -> object:
+    """Turn settings into dicts, lists, strings and numbers."""
+    if is_dataclass(value) and not isinstance(value, type):
+        return {field.name: plain(getattr(value, field.name), f"{name}.{field.name}") for field in fields(value)}
+    if isinstance(value, Mapping):
+        return {str(key): plain(item, f"{name}.{key}") for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(item, name) for item in value]
+    if isinstance(value, Enum):
+        return plain(value.value, name)
+    if isinstance(value, Path):
+        return str(value)
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    raise ValueError(f"{name} is a {type(value).__name__}, expected text, numbers, or lists and mappings of them")
+
+
+def json_text(value: object, indent: int | None = None) -> str:
+    """Return strict JSON; ASCII, so that any text a model wrote can be stored."""
+    return json.dumps(finite(value), indent=indent, allow_nan=False)
+
+
+def finite(value: object) -> object:
+    """Replace numbers that are not finite by None."""
+    if isinstance(value, Mapping):
+        return {key: finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def group_record(group: Group) -> dict[str, object]:
+    """Return a tree as one JSON object with the fields of `Group`, `Turn` and `Trajectory`."""
+    return {
+        **shallow(group),
+        "turns": [shallow(turn) for turn in group.turns],
+        "trajectories": [{**shallow(end), "parts": dict(end.parts)} for end in group.trajectories],
+    }
+
+
+def shallow(item: Group | Turn | Trajectory) -> dict[str, object]:
+    """Return a record's fields as they are; `dataclasses.asdict` would copy every token."""
+    return {field.name: getattr(item, field.name) for field in fields(item)}
+
+
+def read_rollouts(path: Path) -> list[Group]:
+    """Read what `RunFolder.write_rollouts` wrote; the groups equal those that were written, to the bit.
+
+    Raises:
+        ValueError: A line is no tree; names the file and the line.
+    """
+    groups: list[Group] = []
+    with path.open(encoding="utf-8") as file:
+        for number, line in enumerate(file, start=1):
+            try:
+                groups.append(group_from(json.loads(line)))
+            except (KeyError, TypeError, ValueError) as error:
+                raise ValueError(f"{path}, line {number}: expected a tree of turns ({error})") from error
+    return groups
+
+
+def group_from(record: dict[str, Any]) -> Group:
+    """Undo `group_record`."""
+    return Group(
+        **{
+            **record,
+            "prompt_tokens": tuple(record["prompt_tokens"]),
+            "turns": tuple(turn_from(turn) for turn in record["turns"]),
+            "trajectories": tuple(
+                Trajectory(**{**end, "stop_reason": StopReason(end["stop_reason"])}) for end in record["trajectories"]
+            ),
+        }
+    )
+
+
+def turn_from(record: dict[str, Any]) -> Turn:
+    """Return one turn of a tree."""
+    sequences = ("tokens", "logprobs", "entropies", "observation_tokens", "tools")
+    return Turn(
+        **{
+            **record,
+            **{name: tuple(record[name]) for name in sequences},
+            "finish_reason": FinishReason(record["finish_reason"]),
+        }
+    )

@@ -1,0 +1,321 @@
+"""Grow the tree of one task: which turns to sample next, given what has been sampled.
+
+Pure bookkeeping: it takes events and returns requests; `rollout` drives agents and runs tools.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import gymnasium as gym
+
+from forkgym.agents.base import Completion, FinishReason, Request
+from forkgym.agents.codec import Codec
+from forkgym.envs.base import ToolEnv
+from forkgym.envs.forking import fork
+from forkgym.envs.tasks import StopReason, Task
+from forkgym.trainers.branching import EntropyScale, branch_probability, does_branch, mean_entropy
+from forkgym.trainers.config import RolloutConfig
+from forkgym.trainers.seeding import derive_seed, uniform
+from forkgym.trainers.types import Group, Trajectory, Turn
+
+Env = gym.Env[str, str]
+StepResult = tuple[str, float, bool, bool, Mapping[str, Any]]
+
+
+@dataclass(frozen=True, slots=True)
+class GrowthPlan:
+    """What a tree is grown by.
+
+    Attributes:
+        uid: Begins every request's uid; unique in a rollout.
+        config: Budget, limits and the branching rule.
+        branches: Whether the tree may branch; otherwise every trajectory starts from the prompt.
+        temperature: Of the sampling distribution; 0 is greedy.
+        scale: What the branching rule knows of earlier steps.
+        seed: Numbers that all draws of this tree derive from.
+        vocabulary_size: Tokens that can be sampled.
+    """
+
+    uid: str
+    config: RolloutConfig
+    branches: bool
+    temperature: float
+    scale: EntropyScale
+    seed: tuple[int, ...]
+    vocabulary_size: int
+
+
+@dataclass(slots=True)
+class LiveTrajectory:
+    """A trajectory while it grows; ``index`` is its rank in everything that is given out in order."""
+
+    index: int
+    env: Env
+    context: tuple[int, ...]
+    depth: int
+    parent: str | None
+    baseline: float | None
+    may_branch: bool
+    boundary: Env | None = None
+
+    @property
+    def uid(self) -> str:
+        """The uid of the turn that is being sampled."""
+        return f"t{self.index}d{self.depth}"
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """A tool boundary at which a trajectory might branch, with an environment that stands there."""
+
+    depth: int
+    index: int
+    env: Env
+    context: tuple[int, ...]
+    parent: str | None
+    baseline: float
+    change: float
+
+
+class TreeGrower:
+    """One task's tree while it grows.
+
+    The budget is given out in the order (depth, trajectory index), whoever is faster: a boundary is decided when no
+    live trajectory can reach an earlier one any more. A branch starts before the turn whose first tokens caused it,
+    from a fork of the environment as it stood at that boundary.
+    """
+
+    def __init__(self, env: Env, env_id: str, index: int, codec: Codec, plan: GrowthPlan) -> None:
+        bare = env.unwrapped
+        assert isinstance(bare, ToolEnv)
+        observation, info = env.reset(options={"index": index})
+        self.env_id = env_id
+        self.plan = plan
+        self.codec = codec
+        self.task: Task = bare.current_task
+        self.inline = bare.inline
+        self.stop = bare.stop_strings
+        self.markers = bare.markers
+        instructions = str(info["instructions"])
+        self.prompt = codec.encode_prompt(instructions, observation.removeprefix(instructions).strip())
+        self.origin = fork(env)
+        self.live: dict[str, LiveTrajectory] = {}
+        self.candidates: list[Candidate] = []
+        self.changes: list[float] = []
+        self.turns: dict[str, Turn] = {}
+        self.finished: list[Trajectory] = []
+        self.started = 0
+
+    @property
+    def done(self) -> bool:
+        """Whether the budget is spent and every trajectory has ended."""
+        return not self.live and self.started >= self.plan.config.num_generations
+
+    def start(self) -> list[Request]:
+        """Begin the initial trajectories."""
+        config = self.plan.config
+        count = config.initial_generations if self.plan.branches else config.num_generations
+        return [self._begin_fresh(may_branch=self.plan.branches) for _ in range(count)]
+
+    def take_first_tokens(self, uid: str, entropies: tuple[float, ...]) -> list[Request]:
+        """Take in a turn's first tokens: they are the baseline, or make its boundary a candidate for a branch."""
+        trajectory = self.live[self._turn_uid(uid)]
+        entropy = mean_entropy(entropies, self.plan.config.branch_tokens)
+        if trajectory.baseline is None:
+            trajectory.baseline = entropy
+        elif trajectory.boundary is not None:
+            change = entropy - trajectory.baseline
+            self.changes.append(change)
+            self.candidates.append(
+                Candidate(
+                    trajectory.depth,
+                    trajectory.index,
+                    trajectory.boundary,
+                    trajectory.context,
+                    trajectory.parent,
+                    trajectory.baseline,
+                    change,
+                )
+            )
+            trajectory.boundary = None
+        return self._decide()
+
+    def stepping_env(self, completion: Completion) -> Env | None:
+        """Return the environment that a finished turn is to be stepped in, or None where a limit ends it here."""
+        trajectory = self.live[self._turn_uid(completion.uid)]
+        return None if self._limit_reached(trajectory, completion) is not None else trajectory.env
+
+    def take_turn(self, completion: Completion, result: StepResult | None) -> list[Request]:
+        """Take in a finished turn and what its environment said (None where ``stepping_env`` gave none)."""
+        trajectory = self.live.pop(self._turn_uid(completion.uid))
+        turn = Turn(
+            uid=trajectory.uid,
+            parent=trajectory.parent,
+            tokens=completion.tokens,
+            logprobs=completion.logprobs,
+            entropies=completion.entropies,
+            text=completion.text,
+            finish_reason=completion.finish_reason,
+            version=completion.version,
+        )
+        if result is None:
+            reason = self._limit_reached(trajectory, completion)
+            assert reason is not None
+            self._finish(turn, reason, {})
+            return self._decide()
+        observation, reward, terminated, truncated, info = result
+        tokens = self.codec.encode_observation(observation, self.markers) if observation else ()
+        turn = replace(
+            turn,
+            observation=observation,
+            observation_tokens=tokens,
+            reward=float(reward),
+            tools=tuple(name for name in info["tools"].split(",") if name),
+            error=info["error"],
+        )
+        context = trajectory.context + completion.tokens + tokens
+        if terminated or truncated:
+            self._finish(turn, StopReason(info["stop_reason"]), info)
+        elif len(context) >= self.plan.config.max_total_tokens:
+            self._finish(turn, StopReason.TOTAL_TOKEN_LIMIT, {})
+        else:
+            self.turns[turn.uid] = turn
+            after = LiveTrajectory(
+                trajectory.index,
+                trajectory.env,
+                context,
+                trajectory.depth + 1,
+                turn.uid,
+                trajectory.baseline,
+                trajectory.may_branch,
+            )
+            if after.may_branch and self._budget_left() > 0:
+                after.boundary = fork(after.env)
+            return [self._request(after, continues=completion.uid), *self._decide()]
+        return self._decide()
+
+    def group(self) -> Group:
+        """Return the finished tree, in an order that does not depend on who was faster."""
+        assert self.done
+
+        def rank(uid: str) -> tuple[int, int]:
+            index, depth = uid[1:].split("d")
+            return int(depth), int(index)
+
+        return Group(
+            env_id=self.env_id,
+            task_uid=self.task.uid,
+            question=self.task.question,
+            answer=self.task.answer,
+            prompt_tokens=self.prompt,
+            turns=tuple(self.turns[uid] for uid in sorted(self.turns, key=rank)),
+            trajectories=tuple(sorted(self.finished, key=lambda done: int(done.leaf[1:].split("d")[0]))),
+        )
+
+    # Details.
+
+    def _budget_left(self) -> int:
+        return self.plan.config.num_generations - self.started
+
+    def _turn_uid(self, request_uid: str) -> str:
+        return request_uid.removeprefix(self.plan.uid)
+
+    def _begin_fresh(self, *, may_branch: bool) -> Request:
+        trajectory = LiveTrajectory(self.started, fork(self.origin), self.prompt, 0, None, None, may_branch)
+        self.started += 1
+        return self._request(trajectory, continues=None)
+
+    def _request(self, trajectory: LiveTrajectory, continues: str | None) -> Request:
+        config = self.plan.config
+        self.live[trajectory.uid] = trajectory
+        return Request(
+            uid=self.plan.uid + trajectory.uid,
+            tokens=trajectory.context,
+            max_tokens=max(1, min(config.max_turn_tokens, config.max_total_tokens - len(trajectory.context))),
+            stop=self.stop,
+            seed=derive_seed(*self.plan.seed, trajectory.index, trajectory.depth),
+            temperature=self.plan.temperature,
+            continues=continues,
+            report_after=config.branch_tokens if trajectory.may_branch else 0,
+            task=self.task,
+        )
+
+    def _limit_reached(self, trajectory: LiveTrajectory, completion: Completion) -> StopReason | None:
+        """Why a turn that was cut off ends its trajectory; one cut by its own limit goes to the environment."""
+        if completion.finish_reason is FinishReason.CONTEXT:
+            return StopReason.CONTEXT_LIMIT
+        used = len(trajectory.context) + len(completion.tokens)
+        if completion.finish_reason is FinishReason.TURN_TOKENS and used >= self.plan.config.max_total_tokens:
+            return StopReason.TOTAL_TOKEN_LIMIT
+        return None
+
+    def _finish(self, turn: Turn, reason: StopReason, info: Mapping[str, Any]) -> None:
+        self.turns[turn.uid] = turn
+        reward, uid = 0.0, turn.uid
+        while True:
+            reward += self.turns[uid].reward
+            parent = self.turns[uid].parent
+            if parent is None:
+                break
+            uid = parent
+        parts = {name.removeprefix("reward/"): value for name, value in info.items() if name.startswith("reward/")}
+        self.finished.append(
+            Trajectory(
+                leaf=turn.uid,
+                reward=reward,
+                accuracy=float(info.get("accuracy", 0.0)),
+                stop_reason=reason,
+                parts=parts,
+                extraction=str(info.get("extraction", "")),
+            )
+        )
+
+    def _decide(self) -> list[Request]:
+        """Decide every boundary whose turn has come, then spend what is left where nobody can branch any more."""
+        requests: list[Request] = []
+        self.candidates.sort(key=lambda candidate: (candidate.depth, candidate.index))
+        while self.candidates and self._budget_left() > 0:
+            first = self.candidates[0]
+            if (first.depth, first.index) > self._earliest_possible():
+                break
+            self.candidates.pop(0)
+            requests += self._branch(first)
+        if self._budget_left() == 0:
+            self.candidates.clear()
+        if not self.live and not self.candidates:
+            requests += [self._begin_fresh(may_branch=False) for _ in range(self._budget_left())]
+        return requests
+
+    def _earliest_possible(self) -> tuple[float, int]:
+        """Return the (depth, index) of the earliest boundary that a live trajectory may still bring up."""
+        keys = [
+            (trajectory.depth if trajectory.boundary is not None else trajectory.depth + 1, trajectory.index)
+            for trajectory in self.live.values()
+            if trajectory.may_branch
+        ]
+        return min(keys, default=(float("inf"), 0))
+
+    def _branch(self, candidate: Candidate) -> list[Request]:
+        config, plan = self.plan.config, self.plan
+        probability = branch_probability(candidate.change, config, plan.scale, plan.vocabulary_size)
+        draw = uniform(*plan.seed, candidate.index, candidate.depth, 1)
+        if not does_branch(probability, draw, config):
+            return []
+        requests: list[Request] = []
+        for _ in range(min(config.branch_width - 1, self._budget_left())):
+            # No boundary of its own here: this one has been decided.
+            twin = LiveTrajectory(
+                self.started,
+                fork(candidate.env),
+                candidate.context,
+                candidate.depth,
+                candidate.parent,
+                candidate.baseline,
+                may_branch=True,
+            )
+            self.started += 1
+            requests.append(self._request(twin, continues=None))
+        return requests

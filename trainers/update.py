@@ -1,0 +1,121 @@
+"""One optimizer step on the trees of one rollout."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from accelerate import Accelerator
+
+from forkgym.trainers.advantages import group_correction
+from forkgym.trainers.algorithms import ALGORITHMS, make_samples
+from forkgym.trainers.config import TrainerConfig
+from forkgym.trainers.losses import clipped_loss, gpg_loss
+from forkgym.trainers.packing import Batch, micro_batches, pad
+from forkgym.trainers.types import Group
+
+if TYPE_CHECKING:
+    from torch.optim import Optimizer
+
+
+class TrainingError(RuntimeError):
+    """Training can't go on; the message says why and what was kept."""
+
+
+@dataclass(frozen=True, slots=True)
+class Learner:
+    """What a step changes: the model, its optimizer, and the accelerator that both were prepared by.
+
+    Attributes:
+        accelerator: Places tensors and runs the backward passes.
+        model: A causal language model.
+        optimizer: Over the model's parameters.
+        pad_token: Fills up short rows; never trained on.
+        temperature: At which the tokens were sampled; the loss takes log-probs under the same distribution.
+    """
+
+    accelerator: Accelerator
+    model: torch.nn.Module
+    optimizer: Optimizer
+    pad_token: int
+    temperature: float
+
+
+def token_logprobs(model: torch.nn.Module, batch: Batch, temperature: float) -> torch.Tensor:
+    """Return the log-prob of each token given those before it, nats, float32 [B, T]; 0 for the first.
+
+    Args:
+        model: A causal language model.
+        batch: Rows padded on the right.
+        temperature: Divides the logits.
+    """
+    logits_BTV = model(input_ids=batch.tokens_BT, attention_mask=batch.attention_BT, use_cache=False).logits
+    scaled_BTV = logits_BTV[:, :-1].float() / temperature
+    chosen_BT = scaled_BTV.gather(-1, batch.tokens_BT[:, 1:, None]).squeeze(-1)
+    logprobs_BT = chosen_BT - scaled_BTV.logsumexp(-1)
+    return torch.nn.functional.pad(logprobs_BT, (1, 0))
+
+
+def update(
+    learner: Learner, groups: Sequence[Group], rewards_PG: Sequence[Sequence[float]], config: TrainerConfig
+) -> Mapping[str, float]:
+    """Take one optimizer step, or none where no group says what to do more of.
+
+    The loss is divided by the sampled tokens of all trajectories, so micro-batches change nothing.
+
+    Args:
+        learner: Changed in place.
+        groups: Trees of one rollout, sampled by the weights as they are.
+        rewards_PG: Each trajectory's reward, by group.
+        config: Algorithm, clipping, micro-batches.
+
+    Returns:
+        ``loss``, ``grad_norm`` (before it is scaled down), ``correction``, ``tokens/trained`` (sampled tokens in the
+        loss with an advantage), ``logprob_gap`` (largest difference between sampled and trained log-probs, nats),
+        ``step_skipped`` (1 where no step was made).
+
+    Raises:
+        TrainingError: The loss or its gradient is not finite; the weights are as they were.
+    """
+    algorithm = ALGORITHMS[config.algorithm]
+    valid = sum(len(group.trajectories) for group in groups if group.is_valid)
+    total = sum(len(group.trajectories) for group in groups)
+    num_tokens = sum(len(t.tokens) for g in groups for trajectory in g.trajectories for t in g.path(trajectory.leaf))
+    # An optimizer's momentum would move the weights on a zero gradient too.
+    nothing = {"loss": 0.0, "grad_norm": 0.0, "correction": 1.0, "tokens/trained": 0.0, "logprob_gap": 0.0}
+    samples = make_samples(groups, rewards_PG, algorithm)
+    if valid == 0 or not samples:
+        return {**nothing, "step_skipped": 1.0}
+    correction = 1.0 if algorithm.clips else group_correction(valid, total, config.group_correction)
+    learner.model.train()
+    learner.optimizer.zero_grad(set_to_none=True)
+    total_loss, gap, trained = 0.0, 0.0, 0
+    for rows in micro_batches(samples, config.micro_batch_tokens):
+        batch = pad(rows, learner.pad_token, learner.accelerator.device)
+        logprobs_BT = token_logprobs(learner.model, batch, learner.temperature)
+        if algorithm.clips:
+            log_ratios_BT = logprobs_BT - batch.old_logprobs_BT
+            clip = (config.clip_low, config.clip_high)
+            loss = clipped_loss(log_ratios_BT, batch.advantages_BT, batch.loss_mask_BT, num_tokens, clip)
+        else:
+            loss = gpg_loss(logprobs_BT, batch.advantages_BT, batch.loss_mask_BT, num_tokens, correction)
+        learner.accelerator.backward(loss)
+        total_loss += loss.item()
+        difference_BT = (logprobs_BT.detach() - batch.old_logprobs_BT).abs()
+        gap = max(gap, float(torch.where(batch.loss_mask_BT, difference_BT, 0.0).max()))
+        trained += int(batch.loss_mask_BT.sum())
+    norm = float(torch.nn.utils.clip_grad_norm_(learner.model.parameters(), config.max_grad_norm))
+    if not (math.isfinite(total_loss) and math.isfinite(norm)):
+        raise TrainingError(f"the loss is {total_loss} and the gradient's norm {norm}, expected finite numbers")
+    learner.optimizer.step()
+    return {
+        "loss": total_loss,
+        "grad_norm": norm,
+        "correction": correction,
+        "tokens/trained": float(trained),
+        "logprob_gap": gap,
+        "step_skipped": 0.0,
+    }
