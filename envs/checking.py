@@ -110,7 +110,12 @@ def proceed(env: TextEnv, actions: Sequence[str]) -> list[Outcome]:
 
 def take(env: TextEnv, action: str) -> Outcome:
     """Take one action; no text may raise."""
-    observation, reward, terminated, truncated, info = env.step(action)
+    try:
+        observation, reward, terminated, truncated, info = env.step(action)
+    except ResetNeeded:
+        raise
+    except Exception as error:
+        raise AssertionError(f"step({action[:60]!r}) raises {error!r}; a tool refuses with ToolError") from error
     return observation, float(reward), terminated, truncated, info
 
 

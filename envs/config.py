@@ -101,14 +101,14 @@ def make_held_out_envs(config: EnvConfig, split: str | None, path: str | None) -
     """
     made: dict[str, gym.Env[str, str]] = {}
     for env_id in config.id:
-        own = split if split is not None else str(getattr(creator(env_id), "held_out_split", "test"))
-        one = replace(config, id=(env_id,), split=own)
-        if "path" in options_of(env_id):
-            one = replace(one, path=path if path is not None else config.path)
-        else:
-            one = replace(one, path=None)
-        for name in ("corpus", "difficulty"):
-            if name not in options_of(env_id):
-                one = replace(one, **{name: None})
+        accepted = options_of(env_id)
+        one = replace(
+            config,
+            id=(env_id,),
+            split=split if split is not None else str(getattr(creator(env_id), "held_out_split", "test")),
+            path=(path if path is not None else config.path) if "path" in accepted else None,
+            corpus=config.corpus if "corpus" in accepted else None,
+            difficulty=config.difficulty if "difficulty" in accepted else None,
+        )
         made |= make_envs(one)
     return made

@@ -13,8 +13,9 @@ from forkgym.envs.names import check_split, draw_names, seeded
 from forkgym.envs.search_env import SearchQAEnv
 from forkgym.envs.tasks import SolutionStep, Task
 from forkgym.tools.base import Tool, ToolSession
+from forkgym.tools.passages import Passage
 from forkgym.tools.registry import resolve_tool
-from forkgym.tools.search import Passage, PassageIndex, search_tool
+from forkgym.tools.search import PassageIndex, search_tool
 
 MULTIHOP_SEED = 2  # keeps these draws apart from those of the other generated environment
 TASKS_PER_VOLUME = 4

@@ -20,7 +20,7 @@ import torch
 import tyro
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 from torch.nn import functional
-from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
+from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 
 from forkgym.agents.codec import TokenizerCodec
 from forkgym.envs.base import ToolEnv
@@ -54,7 +54,7 @@ class PolicyConfig:
     """Folder to write."""
     seed: int = 0
     """Seeds the weights, the demonstrations and the habits."""
-    num_steps: int = 1200
+    num_steps: int = 900
     """Optimizer steps."""
     demonstrations_per_step: int = 64
     """Demonstrations of one step, half from each environment."""
@@ -86,12 +86,12 @@ def main(config: PolicyConfig) -> None:
     save(model, tokenizer, config, config.output)
 
 
-def save(model: Qwen3ForCausalLM, tokenizer: PreTrainedTokenizerFast, config: PolicyConfig, folder: Path) -> None:
+def save(model: Qwen3ForCausalLM, tokenizer: PreTrainedTokenizerBase, config: PolicyConfig, folder: Path) -> None:
     """Write model, tokenizer and settings."""
     folder.mkdir(parents=True, exist_ok=True)
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
-    record = {key: str(value) if isinstance(value, Path) else value for key, value in asdict(config).items()}
+    record = {key: value for key, value in asdict(config).items() if key not in PROGRESS_FIELDS}
     (folder / "cold_start.json").write_text(json.dumps(record, indent=2) + "\n")
 
 
@@ -157,19 +157,20 @@ class Habits:
     stop_early_long: float = 0.78
     """The same where it is long."""
     in_the_head: float = 0.75
-    """Reckon a product in the head, wrongly, where a factor has two digits or more."""
+    """Multiply or divide a number of two digits or more in the head, wrongly."""
     vague_query: float = 0.75
     """Search for the word "country" instead of the city whose country is wanted."""
 
 
 HABITS = Habits()
+PROGRESS_FIELDS = ("output", "report_every", "save_every")  # change nothing in the policy
 Teacher = Callable[[str, tuple[SolutionStep, ...], np.random.Generator], tuple[SolutionStep, ...]]
 
 
 def careless_math(
     question: str, solution: tuple[SolutionStep, ...], rng: np.random.Generator
 ) -> tuple[SolutionStep, ...]:
-    """Solve a word problem with bad habits: stop a calculation too soon, or reckon a product in the head."""
+    """Solve a word problem with bad habits: stop a calculation too soon, or reckon in the head."""
     del question
     calls = [parse_calculation(step.argument) for step in solution[:-1]]
     kept = len(calls)
@@ -181,10 +182,13 @@ def careless_math(
     value = 0
     for position, (left, operator, right) in enumerate(calls[:kept]):
         left, right = (believed.get(number, number) for number in (left, right))
-        if operator == "*" and max(left, right) > 9 and rng.random() < HABITS.in_the_head:
-            value = max(1, left * right + int(rng.choice([-10, -4, -3, -2, -1, 1, 2, 3, 4, 10])))
+        right_value = left // right if operator == "/" else calculate(left, operator, right)
+        hard = operator in "*/" and max(left, right) > 9
+        # What an earlier guess has left without a whole quotient is guessed too: the calculator would show a fraction.
+        if (hard and rng.random() < HABITS.in_the_head) or (operator == "/" and left % right):
+            value = max(1, right_value + int(rng.choice([-10, -4, -3, -2, -1, 1, 2, 3, 4, 10])))
         else:
-            value = left // right if operator == "/" else calculate(left, operator, right)
+            value = right_value
             steps.append(SolutionStep(f"{left}{operator}{right}", "calculator"))
         if value != true_values[position]:
             believed[true_values[position]] = value

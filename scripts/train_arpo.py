@@ -69,7 +69,7 @@ def main(config: TrainConfig) -> int:
             return 130
         results = {**results, "after": measure()}
         session.folder.write_evaluation(results)
-        picture = session.folder.path / "learning_curve.png"
+        picture = session.folder.learning_curve
         draw_learning_curve(session.folder.read_metrics(), results, picture)
     print_table(evaluation_table(results["before"], results["after"]))
     print(f"{time.perf_counter() - begun:.0f} s. Everything is in {session.folder.path}; the curve is {picture.name}.")
@@ -86,7 +86,7 @@ def set_up(config: TrainConfig) -> tuple[Session, TrainingState, dict[str, Env]]
 
     from forkgym.agents.building import load_policy
     from forkgym.envs.config import make_envs, make_held_out_envs
-    from forkgym.trainers.checkpoint import TrainingState, load_latest
+    from forkgym.trainers.checkpoint import Contents, TrainingState, load_latest
     from forkgym.trainers.loop import Session, make_learner
     from forkgym.trainers.run_folder import RunFolder
 
@@ -99,17 +99,28 @@ def set_up(config: TrainConfig) -> tuple[Session, TrainingState, dict[str, Env]]
     learner, scheduler = make_learner(policy.model, pad_token, config.agent.temperature, config.trainer)
     path = Path(config.run_dir) if config.run_dir is not None else Path("runs") / time.strftime("%Y-%m-%d-%H%M%S")
     recorded = replace(config, run_dir=str(path), resume=False)
-    folder = RunFolder.resume(path, recorded) if config.resume else RunFolder.create(path, recorded)
-    state = TrainingState(config_hash=folder.config_hash)
+    saved = Contents(policy.model, policy.tokenizer, learner.optimizer, scheduler)
     if config.resume:
-        checkpoint = load_latest(folder.checkpoints)
+        folder = RunFolder.resume(path, recorded)
+        checkpoint = load_latest(folder.checkpoints, folder.config_hash)
         checkpoint.restore(policy.model, learner.optimizer, scheduler)
         state = checkpoint.state
         folder.truncate_metrics(state.step)
         policy.agent.load_weights(policy.model, state.version)
-    session = Session(learner, scheduler, policy.tokenizer, policy.agent, envs, folder, config.seed)
-    return session, state, held_out
+    else:
+        folder = RunFolder.create(path, recorded)
+        state = TrainingState(config_hash=folder.config_hash)
+    return Session(learner, scheduler, saved, policy.agent, envs, folder, config.seed), state, held_out
+
+
+def read_config(arguments: list[str]) -> TrainConfig:
+    """Read the command line; a run that is resumed has its own settings where nothing else is said."""
+    config = parse_command_line(TrainConfig, description=__doc__, arguments=arguments)
+    if config.resume and config.run_dir is not None and (Path(config.run_dir) / "config.yaml").is_file():
+        own = ["--config", str(Path(config.run_dir) / "config.yaml")]
+        config = parse_command_line(TrainConfig, description=__doc__, arguments=[*own, *arguments])
+    return config
 
 
 if __name__ == "__main__":
-    sys.exit(main(parse_command_line(TrainConfig, description=__doc__)))
+    sys.exit(main(read_config(sys.argv[1:])))

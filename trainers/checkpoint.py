@@ -3,7 +3,7 @@
     checkpoints/step-000050/
         config.json  model.safetensors  tokenizer.json  ...   as `from_pretrained` reads them: it is a model's folder
         training.json                                         `TrainingState`
-        learner.json  learner.safetensors                     optimizer and scheduler: structure and numbers, tensors
+        updates.json  updates.safetensors                     optimizer and scheduler: structure and numbers, tensors
         manifest.json                                         size and SHA-256 of every other file; written last
 
 Nothing is pickled, so reading a checkpoint runs no code. No state of random generators is stored: every draw derives
@@ -24,11 +24,11 @@ import sys
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, cast
 
+import safetensors.torch
 import torch
 from pydantic import TypeAdapter, ValidationError
-from safetensors.torch import load_file, save_file
 
 from forkgym.trainers.branching import EntropyScale
 from forkgym.trainers.durable import PARTIAL, discard_folder, make_folder, partial_path, sync, sync_tree
@@ -38,8 +38,8 @@ if TYPE_CHECKING:
 
 MANIFEST = "manifest.json"
 TRAINING = "training.json"
-LEARNER = "learner.json"
-LEARNER_TENSORS = "learner.safetensors"
+UPDATES = "updates.json"
+UPDATES_TENSORS = "updates.safetensors"
 FORMAT = 1  # of the files above but the model's; another number is refused
 PACKAGES = ("forkgym", "torch", "transformers")
 
@@ -63,8 +63,8 @@ class Stateful(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class Learner:
-    """The policy and what updates it; ``model`` is the bare model, out of Accelerate's wrapping."""
+class Contents:
+    """What a checkpoint is taken of; ``model`` is the bare model, out of Accelerate's wrapping."""
 
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
@@ -77,17 +77,17 @@ class TrainingState:
     """Where the training loop stands between two steps.
 
     Attributes:
+        config_hash: Of the run's settings.
         step: Finished steps.
         version: Of the weights.
         entropy_scale: What the branching rule knows.
-        config_hash: Of the run's settings.
         skipped_steps: Steps without any valid group, which changed no weight.
     """
 
-    step: int
-    version: int
-    entropy_scale: EntropyScale
     config_hash: str
+    step: int = 0
+    version: int = 0
+    entropy_scale: EntropyScale = EntropyScale()
     skipped_steps: int = 0
 
 
@@ -120,20 +120,20 @@ class Checkpoint:
     path: Path
     state: TrainingState
 
-    def restore(self, learner: Learner) -> None:
-        """Give weights, optimizer and scheduler the state they had; the tokenizer is left alone.
+    def restore(self, model: PreTrainedModel, optimizer: Stateful, scheduler: Stateful) -> None:
+        """Give weights, optimizer and scheduler the state they had.
 
         Raises:
             ValueError: The model or the optimizer is built otherwise than the saved one.
         """
-        restore_weights(self.path, learner.model)
-        tensors = load_file(self.path / LEARNER_TENSORS)
-        states = unpack_state(json.loads((self.path / LEARNER).read_text(encoding="utf-8")), tensors)
-        learner.optimizer.load_state_dict(states["optimizer"])
-        learner.scheduler.load_state_dict(states["scheduler"])
+        restore_weights(self.path, model)
+        tensors = safetensors.torch.load_file(self.path / UPDATES_TENSORS)
+        packed = json.loads((self.path / UPDATES).read_text(encoding="utf-8"))
+        optimizer.load_state_dict(unpack_state(packed["optimizer"], tensors))
+        scheduler.load_state_dict(unpack_state(packed["scheduler"], tensors))
 
 
-def save_checkpoint(folder: Path, learner: Learner, state: TrainingState, keep: int = 2) -> Path:
+def save_checkpoint(folder: Path, contents: Contents, state: TrainingState, keep: int = 2) -> Path:
     """Write ``folder/step-NNNNNN`` and then remove older checkpoints.
 
     Killed at any moment, it leaves the checkpoints that were there, or the new one as well. Only one process may
@@ -142,7 +142,7 @@ def save_checkpoint(folder: Path, learner: Learner, state: TrainingState, keep: 
 
     Args:
         folder: Holds the run's checkpoints; made where there is none.
-        learner: What to save.
+        contents: What to save.
         state: Likewise; a checkpoint of the same step is replaced.
         keep: Checkpoints to keep, the new one included, 1 or more.
 
@@ -161,17 +161,22 @@ def save_checkpoint(folder: Path, learner: Learner, state: TrainingState, keep: 
     target = folder / f"step-{state.step:06d}"
     partial = partial_path(target)
     partial.mkdir()
-    write_contents(partial, learner, state)
+    write_contents(partial, contents, state)
     seal(partial, state.config_hash)
     swap_in(partial, target)
     prune(folder, state.step, keep)
     return target
 
 
-def load_latest(folder: Path) -> Checkpoint:
+def load_latest(folder: Path, config_hash: str) -> Checkpoint:
     """Return the newest checkpoint that is whole.
 
-    Newer ones that are not are renamed to ``….bad`` and named in a warning of the log.
+    Newer ones that are not are renamed to ``….bad`` and named in a warning of the log. Another warning says where the
+    run cannot be expected to go on bit for bit, as it was begun under other settings or versions.
+
+    Args:
+        folder: Holds the run's checkpoints.
+        config_hash: Of the settings to go on with.
 
     Raises:
         ValueError: There is none, or it was written in another format than this version's.
@@ -187,13 +192,10 @@ def load_latest(folder: Path) -> Checkpoint:
                 f"checkpoint {path} has format {manifest.format}, expected {FORMAT}: "
                 f"it was written by forkgym {manifest.versions.get('forkgym', 'of an unknown version')}"
             )
+        if manifest.config_hash != config_hash:
+            logger.warning("checkpoint %s was written under other settings than those of now", path)
         if manifest.versions != current_versions():
-            logger.warning(
-                "checkpoint %s was written with %s, this is %s: the run may not go on bit for bit as it would have",
-                path,
-                manifest.versions,
-                current_versions(),
-            )
+            logger.warning("checkpoint %s was written by %s, this is %s", path, manifest.versions, current_versions())
         return Checkpoint(path, TRAINING_JSON.validate_json((path / TRAINING).read_bytes()))
     raise ValueError(f"{folder} holds no checkpoint to resume from; start a new run with another --run_dir")
 
@@ -213,15 +215,15 @@ def step_of(path: Path) -> int:
     return int(match[1])
 
 
-def write_contents(folder: Path, learner: Learner, state: TrainingState) -> None:
+def write_contents(folder: Path, contents: Contents, state: TrainingState) -> None:
     """Write everything but the manifest."""
-    learner.model.save_pretrained(folder)
-    learner.tokenizer.save_pretrained(folder)
+    contents.model.save_pretrained(folder)
+    contents.tokenizer.save_pretrained(folder)
     tensors: dict[str, torch.Tensor] = {}
-    states = {"optimizer": learner.optimizer.state_dict(), "scheduler": learner.scheduler.state_dict()}
-    packed = pack_state(states, "learner", tensors)
-    (folder / LEARNER).write_text(json.dumps(packed, allow_nan=False), encoding="utf-8")
-    save_file(tensors, folder / LEARNER_TENSORS)
+    states = {"optimizer": contents.optimizer.state_dict(), "scheduler": contents.scheduler.state_dict()}
+    packed = {name: pack_state(part, name, tensors) for name, part in states.items()}
+    (folder / UPDATES).write_text(json.dumps(packed, allow_nan=False), encoding="utf-8")
+    safetensors.torch.save_file(tensors, folder / UPDATES_TENSORS)
     (folder / TRAINING).write_bytes(TRAINING_JSON.dump_json(state, indent=1))
 
 
@@ -336,13 +338,13 @@ def pack_state(value: object, path: str, tensors: dict[str, torch.Tensor]) -> ob
         tensors[path] = value.detach().contiguous()
         return {"tensor": path}
     if type(value) is dict:
-        items: dict[object, object] = value
+        items = cast("dict[object, object]", value)
         for key in items:
             if type(key) not in (str, int):
                 raise ValueError(f"{path}: cannot store the key {key!r}, expected a string or an integer")
         return {"dict": [[key, pack_state(item, f"{path}/{key}", tensors)] for key, item in items.items()]}
     if type(value) in (list, tuple):
-        sequence: list[object] | tuple[object, ...] = value
+        sequence = cast("list[object] | tuple[object, ...]", value)
         packed = [pack_state(item, f"{path}/{index}", tensors) for index, item in enumerate(sequence)]
         return packed if type(value) is list else {"tuple": packed}
     if isinstance(value, float) and not math.isfinite(value):
@@ -355,13 +357,13 @@ def pack_state(value: object, path: str, tensors: dict[str, torch.Tensor]) -> ob
     )
 
 
-def unpack_state(packed: Any, tensors: dict[str, torch.Tensor]) -> Any:
+def unpack_state(packed: object, tensors: dict[str, torch.Tensor]) -> Any:
     """Undo `pack_state`; tensors get memory of their own, as they will be changed in place and the file removed."""
     if isinstance(packed, list):
-        return [unpack_state(item, tensors) for item in packed]
+        return [unpack_state(item, tensors) for item in cast("list[object]", packed)]
     if not isinstance(packed, dict):
         return packed
-    ((kind, content),) = packed.items()
+    ((kind, content),) = cast("dict[str, Any]", packed).items()
     match kind:
         case "tensor":
             return tensors[content].clone()

@@ -15,8 +15,8 @@ class RolloutConfig:
     num_generations: int = 16
     """Trajectories of one task (ARPO's budget M)."""
     initial_generations: int = 8
-    """Trajectories that start from the prompt (ARPO's N); branches, then fresh ones, fill up to num_generations. gpg and
-    grpo never branch and ignore it."""
+    """Trajectories that start from the prompt (ARPO's N); branches, then fresh ones, fill up to num_generations. gpg
+    and grpo never branch and ignore it."""
     tasks_per_step: int = 8
     """Tasks of one step, shared out evenly over the environments."""
     max_turn_tokens: int = 512
@@ -24,8 +24,8 @@ class RolloutConfig:
     max_total_tokens: int = 4096
     """Most tokens of a trajectory, prompt and tool output included."""
     branch_rule: Literal["sample", "threshold"] = "sample"
-    """sample: branch with probability P = branch_alpha + branch_beta * dH (ARPO's released code); threshold: branch where
-    P > branch_threshold (its paper)."""
+    """sample: branch with probability P = branch_alpha + branch_beta * dH (ARPO's released code); threshold: branch
+    where P > branch_threshold (its paper)."""
     branch_scale: Literal["deviation", "vocabulary"] = "deviation"
     """What an entropy change is divided by to give dH: its own running standard deviation, or log(vocabulary size) as
     published (P then hardly leaves branch_alpha)."""
@@ -78,8 +78,8 @@ class TrainerConfig:
     clip_high: float = 0.2
     """Ratios above 1 + clip_high earn no more (arpo and grpo)."""
     group_correction: Literal["rescale", "damp", "none"] = "rescale"
-    """What makes up for the M of B trajectories whose group has equal rewards, in GPG. rescale: B / (B - M), as the paper
-    computes it; damp: the inverse, as a summary prints it; none: 1."""
+    """What makes up for the M of B trajectories whose group has equal rewards, in GPG. rescale: B / (B - M), as the
+    paper computes it; damp: the inverse, as a summary prints it; none: 1."""
     micro_batch_tokens: int = 8192
     """Most tokens, padding included, of one forward and backward pass; splitting changes no gradient."""
     checkpoint_every: int = 50

@@ -44,11 +44,9 @@ def evaluate(
         assert isinstance(bare, ToolEnv)
         size = bare.taskset.size if bare.taskset is not None else None
         tasks = [TaskRef(env_id, index) for index in range(min(config.num_tasks, size or config.num_tasks))]
-        groups = [
-            roll_out(agent, envs, tasks, episodes(rollout, samples, heat)).groups
-            for samples, heat in ((1, 0.0), (config.samples_per_task, temperature))
-        ]
-        results[env_id] = summarise(*groups, temperature)
+        greedy = roll_out(agent, envs, tasks, episodes(rollout, 1, 0.0)).groups
+        sampled = roll_out(agent, envs, tasks, episodes(rollout, config.samples_per_task, temperature)).groups
+        results[env_id] = summarise(greedy, sampled, temperature)
     return results
 
 

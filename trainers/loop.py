@@ -14,12 +14,12 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 from torch.optim.lr_scheduler import LambdaLR
-from transformers import PreTrainedTokenizerBase
 
 from forkgym.agents.base import Agent
 from forkgym.envs.base import ToolEnv
+from forkgym.trainers import checkpoint
 from forkgym.trainers.algorithms import ALGORITHMS, shuffled_rewards
-from forkgym.trainers.checkpoint import TrainingState, save_checkpoint
+from forkgym.trainers.checkpoint import TrainingState
 from forkgym.trainers.config import RolloutConfig, TrainerConfig
 from forkgym.trainers.metrics import rollout_metrics
 from forkgym.trainers.rollout import RolloutSettings, TaskRef, roll_out
@@ -47,7 +47,7 @@ class Session:
     Attributes:
         learner: Model, optimizer and accelerator.
         scheduler: Sets the learning rate.
-        tokenizer: Saved with each checkpoint.
+        saved: The same, with the tokenizer, as checkpoints hold them.
         agent: Samples from the learner's model.
         envs: Training environments by id.
         folder: Takes metrics, rollouts and checkpoints.
@@ -56,7 +56,7 @@ class Session:
 
     learner: Learner
     scheduler: LambdaLR
-    tokenizer: PreTrainedTokenizerBase
+    saved: checkpoint.Contents
     agent: Agent
     envs: dict[str, Env]
     folder: RunFolder
@@ -116,7 +116,7 @@ def train(
         TrainingError: See ``update``; a checkpoint of the last good state is left.
     """
     state = start
-    saved = start.step
+    saved: int | None = None
     with stop_on_interrupt() as stop:
         try:
             while state.step < trainer.num_steps and not stop.requested:
@@ -126,7 +126,7 @@ def train(
                     save(session, state)
                     saved = state.step
         finally:
-            if saved != state.step or not session.folder.has_checkpoint:
+            if saved != state.step:
                 save(session, state)
     return state
 
@@ -150,7 +150,7 @@ def train_step(
     rewards_PG: Sequence[Sequence[float]] = [group.rewards for group in rolled.groups]
     if trainer.shuffle_rewards:
         rewards_PG = shuffled_rewards(rolled.groups, derive_seed(session.seed, SHUFFLE, step))
-    learning_rate = session.scheduler.get_last_lr()[0]
+    learning_rate = float(session.scheduler.get_last_lr()[0])
     outcome = update(session.learner, rolled.groups, rewards_PG, trainer)
     session.scheduler.step()
     trained = time.perf_counter()
@@ -181,15 +181,7 @@ def train_step(
 
 def save(session: Session, state: TrainingState) -> None:
     """Leave a checkpoint."""
-    learner = session.learner
-    save_checkpoint(
-        session.folder.checkpoints,
-        learner.accelerator.unwrap_model(learner.model),
-        session.tokenizer,
-        learner.optimizer,
-        session.scheduler,
-        state,
-    )
+    checkpoint.save_checkpoint(session.folder.checkpoints, session.saved, state)
 
 
 class StopSwitch:

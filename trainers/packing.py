@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -16,14 +17,12 @@ class Batch:
 
     Attributes:
         tokens_BT: Token ids; what the padding holds does not matter.
-        attention_BT: 1 on tokens, 0 on padding.
         loss_mask_BT: True on tokens that the policy sampled.
         advantages_BT: Advantage of each token.
         old_logprobs_BT: Log-prob of each token when it was sampled, nats.
     """
 
     tokens_BT: torch.Tensor
-    attention_BT: torch.Tensor
     loss_mask_BT: torch.Tensor
     advantages_BT: torch.Tensor
     old_logprobs_BT: torch.Tensor
@@ -42,6 +41,23 @@ def make_sample(group: Group, trajectory: Trajectory, advantages: Mapping[str, f
         values += [advantages[turn.uid]] * len(turn.tokens) + [0.0] * len(seen)
         logprobs += [*turn.logprobs, *([0.0] * len(seen))]
     return Sample(tuple(tokens), tuple(mask), tuple(values), tuple(logprobs))
+
+
+def merge_equal(samples: Sequence[Sample]) -> list[Sample]:
+    """Add up the advantages of samples that are the same to the token.
+
+    A loss that is linear in the log-prob is the same, and each sequence is computed once: a policy that has become
+    certain writes the same trajectory many times. Of the log-probs at sampling the first are kept.
+    """
+    merged: dict[tuple[tuple[int, ...], tuple[bool, ...]], Sample] = {}
+    for sample in samples:
+        # The mask is part of the key: what the policy wrote here, a tool may have written there.
+        key = (sample.tokens, sample.loss_mask)
+        known = merged.get(key)
+        if known is not None:
+            sample = replace(known, advantages=tuple(map(operator.add, known.advantages, sample.advantages)))
+        merged[key] = sample
+    return list(merged.values())
 
 
 def micro_batches(samples: Sequence[Sample], most_tokens: int) -> list[list[Sample]]:
@@ -64,7 +80,6 @@ def pad(samples: Sequence[Sample], pad_token: int, device: torch.device) -> Batc
     shape = (len(samples), length)
     batch = Batch(
         tokens_BT=torch.full(shape, pad_token, dtype=torch.long),
-        attention_BT=torch.zeros(shape, dtype=torch.long),
         loss_mask_BT=torch.zeros(shape, dtype=torch.bool),
         advantages_BT=torch.zeros(shape),
         old_logprobs_BT=torch.zeros(shape),
@@ -72,7 +87,6 @@ def pad(samples: Sequence[Sample], pad_token: int, device: torch.device) -> Batc
     for row, sample in enumerate(samples):
         size = len(sample.tokens)
         batch.tokens_BT[row, :size] = torch.tensor(sample.tokens)
-        batch.attention_BT[row, :size] = 1
         batch.loss_mask_BT[row, :size] = torch.tensor(sample.loss_mask)
         batch.advantages_BT[row, :size] = torch.tensor(sample.advantages)
         batch.old_logprobs_BT[row, :size] = torch.tensor(sample.old_logprobs)
@@ -81,7 +95,6 @@ def pad(samples: Sequence[Sample], pad_token: int, device: torch.device) -> Batc
             tensor.to(device)
             for tensor in (
                 batch.tokens_BT,
-                batch.attention_BT,
                 batch.loss_mask_BT,
                 batch.advantages_BT,
                 batch.old_logprobs_BT,

@@ -16,11 +16,11 @@ import hashlib
 import json
 import math
 import os
+import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields, is_dataclass
-from enum import Enum
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self, cast
 
 import yaml
 from filelock import BaseFileLock, FileLock, Timeout
@@ -29,6 +29,9 @@ from forkgym.agents.base import FinishReason
 from forkgym.envs.tasks import StopReason
 from forkgym.trainers.durable import make_folder, sync, write_text
 from forkgym.trainers.types import Group, Trajectory, Turn
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
 
 CONFIG = "config.yaml"
 METRICS = "metrics.jsonl"
@@ -39,7 +42,8 @@ LEARNING_CURVE = "learning_curve.png"
 CONTENTS = (CONFIG, METRICS, ROLLOUTS, CHECKPOINTS, EVALUATION, LEARNING_CURVE)
 LOCK = ".lock"
 
-Number = float | int | str
+# Settings that say where a run is and how it was started, not what it computes.
+PLACE_SETTINGS = ("run_dir", "resume")
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,22 +51,28 @@ class RunFolder:
     """An open run folder; until it is closed no other process can open it. A context manager.
 
     Made by `create` or `resume`.
+
+    Attributes:
+        path: The folder.
+        config_hash: Of the run's settings, for its checkpoints.
+        lock: Held until the folder is closed.
     """
 
     path: Path
+    config_hash: str
     lock: BaseFileLock
 
     @classmethod
-    def create(cls, path: Path, config: object) -> Self:
+    def create(cls, path: Path, config: DataclassInstance) -> Self:
         """Start a run.
 
         Args:
             path: The folder; made where there is none.
-            config: The run's settings, a dataclass; goes to ``config.yaml``.
+            config: The run's settings; they go to ``config.yaml``.
 
         Raises:
-            ValueError: The folder holds a run, cannot be made or is in use, or the settings cannot be written.
-                No file of a run has been written then.
+            ValueError: The folder holds a run, cannot be made or is in use, or something in the settings is no
+                setting. No file of a run has been written then.
         """
         text = config_text(config)
         refuse_existing_run(path)
@@ -77,18 +87,31 @@ class RunFolder:
         except BaseException:
             lock.release()
             raise
-        return cls(path, lock)
+        return cls(path, config_hash(config), lock)
 
     @classmethod
-    def resume(cls, path: Path) -> Self:
-        """Open the folder of a run that was stopped.
+    def resume(cls, path: Path, config: DataclassInstance) -> Self:
+        """Open the folder of a run that was stopped; its ``config.yaml`` stays.
+
+        Args:
+            path: The folder.
+            config: The settings to go on with, which have to be the run's own, but for where it is.
 
         Raises:
-            ValueError: It holds no run, or is in use.
+            ValueError: The folder holds no run or is in use, or the settings differ; names those that do.
         """
         if not (path / CONFIG).is_file():
             raise ValueError(f"run_dir {path} holds no run to resume (no {CONFIG}); without --resume a new one starts")
-        return cls(path, acquire_lock(path))
+        started = yaml.safe_load((path / CONFIG).read_text(encoding="utf-8"))
+        if not isinstance(started, dict):
+            raise ValueError(f"{path / CONFIG}: expected the settings of a run, names and values")
+        changes = changed_settings(cast("dict[str, Any]", started), settings_of(config))
+        if changes:
+            raise ValueError(
+                f"run_dir {path} was started with {', '.join(changes)}; resume it with --config {path / CONFIG}, "
+                "or start another run"
+            )
+        return cls(path, config_hash(config), acquire_lock(path))
 
     def close(self) -> None:
         """Let other processes in."""
@@ -108,11 +131,16 @@ class RunFolder:
         return self.path / CHECKPOINTS
 
     @property
+    def has_checkpoint(self) -> bool:
+        """Whether there is a checkpoint, whole or not; one that was set aside or is unfinished has a suffix."""
+        return any(not path.suffix for path in self.checkpoints.glob("step-*"))
+
+    @property
     def learning_curve(self) -> Path:
         """Where the plot belongs."""
         return self.path / LEARNING_CURVE
 
-    def append_metrics(self, record: Mapping[str, Number]) -> None:
+    def append_metrics(self, record: Mapping[str, float | int | str]) -> None:
         """Add one step's figures; they are on the disk afterwards, as a checkpoint of the step has to find them.
 
         A figure that is not finite is written as null: JSON has no other word for it, readers of tables take it for
@@ -148,12 +176,12 @@ class RunFolder:
                 record = json.loads(line)
             except json.JSONDecodeError as error:
                 raise ValueError(f"{path}, line {number}: expected a JSON object ({error})") from error
-            if not isinstance(record, dict) or type(record.get("step")) is not int:
+            if not isinstance(record, dict) or type(cast("dict[str, Any]", record).get("step")) is not int:
                 raise ValueError(f"{path}, line {number}: expected a JSON object with an integer step")
-            records.append(record)
+            records.append(cast("dict[str, Any]", record))
         return records
 
-    def rewind_metrics(self, step: int) -> None:
+    def truncate_metrics(self, step: int) -> None:
         """Drop the figures of steps after ``step``, the checkpoint's, so that a resumed run has each step once.
 
         Rollout files stay: the steps are taken again and replace them.
@@ -224,39 +252,69 @@ def acquire_lock(path: Path) -> BaseFileLock:
     return lock
 
 
-def config_text(config: object) -> str:
-    """Return settings as YAML that loads to the same settings.
+class ConfigDumper(yaml.SafeDumper):
+    """Quotes a text such as ``2e-4``: for the command line, unlike for YAML 1.1, it would be a number."""
+
+
+ConfigDumper.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"), list("-+.0123456789")
+)
+
+
+def config_text(config: DataclassInstance) -> str:
+    """Return settings as YAML that ``--config`` reads back as equal ones.
 
     Raises:
         ValueError: Something in them is no setting.
     """
-    return yaml.safe_dump(plain(config, "config"), sort_keys=False, allow_unicode=True)
+    return yaml.dump(settings_of(config), Dumper=ConfigDumper, sort_keys=False, allow_unicode=True)
 
 
-def config_hash(config: object) -> str:
-    """Return the SHA-256 of settings, in hexadecimal; equal settings have equal ones, whatever their order.
+def settings_of(config: DataclassInstance) -> dict[str, Any]:
+    """Return settings as they read in ``config.yaml``.
 
     Raises:
         ValueError: Something in them is no setting.
     """
-    return hashlib.sha256(json.dumps(plain(config, "config"), sort_keys=True).encode()).hexdigest()
+    settings: dict[str, Any] = plain(asdict(config), "config")
+    return settings
 
 
-def plain(value: object, name: str) -> object:
-    """Turn settings into dicts, lists, strings and numbers."""
-    if is_dataclass(value) and not isinstance(value, type):
-        return {field.name: plain(getattr(value, field.name), f"{name}.{field.name}") for field in fields(value)}
-    if isinstance(value, Mapping):
-        return {str(key): plain(item, f"{name}.{key}") for key, item in value.items()}
+def plain(value: object, name: str) -> Any:
+    """Turn tuples into lists, and paths into texts."""
+    if isinstance(value, dict):
+        return {key: plain(item, f"{name}.{key}") for key, item in cast("dict[str, object]", value).items()}
     if isinstance(value, list | tuple):
-        return [plain(item, name) for item in value]
-    if isinstance(value, Enum):
-        return plain(value.value, name)
+        return [plain(item, name) for item in cast("list[object]", value)]
     if isinstance(value, Path):
         return str(value)
-    if value is None or isinstance(value, bool | int | float | str):
+    if value is None or type(value) in (bool, int, float, str):
         return value
-    raise ValueError(f"{name} is a {type(value).__name__}, expected text, numbers, or lists and mappings of them")
+    raise ValueError(f"{name} is {value!r}, expected text, a number, true, false, null, or lists of them")
+
+
+def changed_settings(before: Mapping[str, Any], now: Mapping[str, Any], section: str = "") -> list[str]:
+    """Say which settings differ, such as ``seed 1, not 2``, but for those that say where a run is.
+
+    A setting that only one of them has belongs to another version of forkgym, of which the checkpoints' manifest tells.
+    """
+    changes: list[str] = []
+    for name, value in now.items():
+        if name not in before or (not section and name in PLACE_SETTINGS):
+            continue
+        if isinstance(value, dict) and isinstance(before[name], dict):
+            changes += changed_settings(before[name], cast("dict[str, Any]", value), f"{section}{name}.")
+        elif before[name] != value:
+            changes.append(f"{section}{name} {before[name]!r}, not {value!r}")
+    return changes
+
+
+def config_hash(config: DataclassInstance) -> str:
+    """Return the SHA-256 of settings, in hexadecimal, but for those that say where a run is."""
+    settings = settings_of(config)
+    for name in PLACE_SETTINGS:
+        settings.pop(name, None)
+    return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
 
 
 def json_text(value: object, indent: int | None = None) -> str:
@@ -267,9 +325,9 @@ def json_text(value: object, indent: int | None = None) -> str:
 def finite(value: object) -> object:
     """Replace numbers that are not finite by None."""
     if isinstance(value, Mapping):
-        return {key: finite(item) for key, item in value.items()}
+        return {key: finite(item) for key, item in cast("Mapping[str, object]", value).items()}
     if isinstance(value, list | tuple):
-        return [finite(item) for item in value]
+        return [finite(item) for item in cast("list[object]", value)]
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
@@ -278,7 +336,7 @@ def group_record(group: Group) -> dict[str, object]:
     return {
         **shallow(group),
         "turns": [shallow(turn) for turn in group.turns],
-        "trajectories": [{**shallow(end), "parts": dict(end.parts)} for end in group.trajectories],
+        "trajectories": [shallow(trajectory) | {"parts": dict(trajectory.parts)} for trajectory in group.trajectories],
     }
 
 
@@ -305,25 +363,23 @@ def read_rollouts(path: Path) -> list[Group]:
 
 def group_from(record: dict[str, Any]) -> Group:
     """Undo `group_record`."""
-    return Group(
-        **{
-            **record,
-            "prompt_tokens": tuple(record["prompt_tokens"]),
-            "turns": tuple(turn_from(turn) for turn in record["turns"]),
-            "trajectories": tuple(
-                Trajectory(**{**end, "stop_reason": StopReason(end["stop_reason"])}) for end in record["trajectories"]
-            ),
-        }
-    )
+    restored: dict[str, Any] = {
+        "prompt_tokens": tuple(record["prompt_tokens"]),
+        "turns": tuple(turn_from(turn) for turn in record["turns"]),
+        "trajectories": tuple(trajectory_from(trajectory) for trajectory in record["trajectories"]),
+    }
+    return Group(**(record | restored))
 
 
 def turn_from(record: dict[str, Any]) -> Turn:
     """Return one turn of a tree."""
     sequences = ("tokens", "logprobs", "entropies", "observation_tokens", "tools")
-    return Turn(
-        **{
-            **record,
-            **{name: tuple(record[name]) for name in sequences},
-            "finish_reason": FinishReason(record["finish_reason"]),
-        }
-    )
+    restored: dict[str, Any] = {name: tuple(record[name]) for name in sequences}
+    restored["finish_reason"] = FinishReason(record["finish_reason"])
+    return Turn(**(record | restored))
+
+
+def trajectory_from(record: dict[str, Any]) -> Trajectory:
+    """Return one trajectory of a tree."""
+    restored: dict[str, Any] = {"stop_reason": StopReason(record["stop_reason"])}
+    return Trajectory(**(record | restored))

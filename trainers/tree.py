@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, SupportsFloat
 
 import gymnasium as gym
 
@@ -22,7 +22,7 @@ from forkgym.trainers.seeding import derive_seed, uniform
 from forkgym.trainers.types import Group, Trajectory, Turn
 
 Env = gym.Env[str, str]
-StepResult = tuple[str, float, bool, bool, Mapping[str, Any]]
+StepResult = tuple[str, SupportsFloat, bool, bool, dict[str, Any]]
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,7 +14,7 @@ from forkgym.trainers.advantages import group_correction
 from forkgym.trainers.algorithms import ALGORITHMS, make_samples
 from forkgym.trainers.config import TrainerConfig
 from forkgym.trainers.losses import clipped_loss, gpg_loss
-from forkgym.trainers.packing import Batch, micro_batches, pad
+from forkgym.trainers.packing import Batch, merge_equal, micro_batches, pad
 from forkgym.trainers.types import Group
 
 if TYPE_CHECKING:
@@ -45,18 +45,21 @@ class Learner:
 
 
 def token_logprobs(model: torch.nn.Module, batch: Batch, temperature: float) -> torch.Tensor:
-    """Return the log-prob of each token given those before it, nats, float32 [B, T]; 0 for the first.
+    """Return the log-prob of each sampled token given those before it, nats, float32 [B, T]; elsewhere 0.
 
     Args:
         model: A causal language model.
-        batch: Rows padded on the right.
+        batch: Rows padded on the right: under a causal mask no token sees the padding, so none is masked.
         temperature: Divides the logits.
     """
-    logits_BTV = model(input_ids=batch.tokens_BT, attention_mask=batch.attention_BT, use_cache=False).logits
-    scaled_BTV = logits_BTV[:, :-1].float() / temperature
-    chosen_BT = scaled_BTV.gather(-1, batch.tokens_BT[:, 1:, None]).squeeze(-1)
-    logprobs_BT = chosen_BT - scaled_BTV.logsumexp(-1)
-    return torch.nn.functional.pad(logprobs_BT, (1, 0))
+    # The logits are the largest tensor by far: only columns that predict a sampled token of some row are asked for.
+    columns = batch.loss_mask_BT.any(0).nonzero().squeeze(-1)
+    logits_BKV = model(input_ids=batch.tokens_BT, use_cache=False, logits_to_keep=columns - 1).logits
+    scaled_BKV = logits_BKV.float() / temperature
+    targets_BK = batch.tokens_BT[:, columns]
+    logprobs_BK = scaled_BKV.gather(-1, targets_BK[..., None]).squeeze(-1) - scaled_BKV.logsumexp(-1)
+    logprobs_BT = torch.zeros_like(batch.advantages_BT).index_copy(1, columns, logprobs_BK)
+    return torch.where(batch.loss_mask_BT, logprobs_BT, 0.0)
 
 
 def update(
@@ -74,7 +77,7 @@ def update(
 
     Returns:
         ``loss``, ``grad_norm`` (before it is scaled down), ``correction``, ``tokens/trained`` (sampled tokens in the
-        loss with an advantage), ``logprob_gap`` (largest difference between sampled and trained log-probs, nats),
+        forward pass: those with an advantage, of equal trajectories one), ``logprob_gap`` (largest difference between sampled and trained log-probs, nats),
         ``step_skipped`` (1 where no step was made).
 
     Raises:
@@ -89,7 +92,10 @@ def update(
     samples = make_samples(groups, rewards_PG, algorithm)
     if valid == 0 or not samples:
         return {**nothing, "step_skipped": 1.0}
-    correction = 1.0 if algorithm.clips else group_correction(valid, total, config.group_correction)
+    correction = 1.0
+    if not algorithm.clips:
+        correction = group_correction(valid, total, config.group_correction)
+        samples = merge_equal(samples)  # exact: this loss is linear in the log-prob
     learner.model.train()
     learner.optimizer.zero_grad(set_to_none=True)
     total_loss, gap, trained = 0.0, 0.0, 0

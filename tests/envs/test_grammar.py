@@ -69,7 +69,8 @@ def test_errors_are_named_and_corrected(text: str, error: ParseError, said: str)
 
 
 MARKUP = st.lists(
-    st.sampled_from([*ARPO.markers(TOOLS), "<bash>", "</bash>", "<", ">", "a", " ", "\\boxed{1}", "\n", "\0"]), max_size=12
+    st.sampled_from([*ARPO.markers(TOOLS), "<bash>", "</bash>", "<", ">", "a", " ", "\\boxed{1}", "\n", "\0"]),
+    max_size=12,
 ).map("".join)
 
 
@@ -112,7 +113,9 @@ def test_an_oracles_turn_is_read_back(name: str, argument: str, thought: str) ->
         step = SolutionStep(argument, tool="search", thought=thought)
         assert grammar.parse(grammar.render_step(step), TOOLS) == calls("search", argument)
     final = f"\\boxed{{{argument}}}" if grammar.boxed else argument
-    assert grammar.parse(grammar.render_step(SolutionStep(argument, thought=thought)), TOOLS) == ParsedTurn(answer=final)
+    assert grammar.parse(grammar.render_step(SolutionStep(argument, thought=thought)), TOOLS) == ParsedTurn(
+        answer=final
+    )
 
 
 @pytest.mark.parametrize(

@@ -110,12 +110,12 @@ def test_oracle_on_the_real_test_set(shared_data: Path) -> None:
     env = GSM8KEnv(path=str(shared_data / "gsm8k" / "test.jsonl"))
     rewards: list[float] = []
     without_calls = agreeing = 0
-    for index in range(env.taskset.size or 0):
+    for index in range(1_319):
         reward, last = play_oracle(env, index)
         rewards.append(reward)
         without_calls += last is None
         agreeing += last is not None and number_in(last) == number_in(env.current_task.answer)
-    assert (len(rewards), sum(rewards)) == (1_319, 1_319.0)
+    assert rewards == [1.0] * 1_319
     # 18 rows have no annotation, and in 93 the last one is not the gold: 1319 - 18 - 93 = 1208.
     assert (without_calls, agreeing) == (18, 1_208)
 

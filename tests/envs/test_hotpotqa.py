@@ -73,7 +73,12 @@ def test_oracle_solves_every_row(hotpotqa_file: Path, index: int) -> None:
 def test_any_accepted_answer_counts_and_each_part_is_the_best(tmp_path: Path) -> None:
     path = write_rows(tmp_path, [{"question": "Where?", "answer": ["New York City", "NYC"]}])
     env = HotpotQAEnv(path=path, tools=())
-    for answer, exact, f1 in (("nyc", 1.0, 1.0), ("York", 0.0, 0.5), ("\\boxed{New York City}", 1.0, 1.0), ("", 0.0, 0.0)):
+    for answer, exact, f1 in (
+        ("nyc", 1.0, 1.0),
+        ("York", 0.0, 0.5),
+        ("\\boxed{New York City}", 1.0, 1.0),
+        ("", 0.0, 0.0),
+    ):
         env.reset()
         _, reward, _, _, info = env.step(f"<answer>{answer}</answer>")
         # York against New York City: precision 1, recall 1/3, so 2 * 1/3 / (4/3) = 1/2.

@@ -36,8 +36,7 @@ def refusal(where: Source) -> str:
 @pytest.fixture(autouse=True)
 def cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """Keep what ``datasets`` copies out of the user's cache."""
-    config: Any = datasets.config
-    monkeypatch.setattr(config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
 
 
 def write_jsonl(folder: Path) -> Path:
@@ -134,7 +133,7 @@ def test_unknown_kind_of_file(tmp_path: Path) -> None:
         ("rows.json", b"[" * 100_000, ["Invalid JSON"]),
         ("rows.json", b'{"question": "one"}', ["valid array", "list of rows"]),
         ("rows.json", b'[{"question": "one", "number": 1}, {"question": "two"}]', ["row 1", "number", "required"]),
-        ("rows.json", b'[{"question": "\\ud800", "number": 1}]', ["Invalid JSON", "surrogate"]),
+        ("rows.json", b'[{"question": "\\ud800", "number": 1}]', ["Invalid JSON", "hex escape"]),
         ("rows.parquet", b"no parquet", ["rows.parquet", "cannot be loaded"]),
     ],
 )

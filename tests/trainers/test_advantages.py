@@ -7,7 +7,8 @@ import math
 import pytest
 
 from forkgym.trainers.advantages import calibrated_advantages, group_advantages, group_correction
-from tests.trainers.small_trees import three_leaves
+
+from .small_trees import three_leaves
 
 
 def test_group_advantages_subtract_the_mean() -> None:
@@ -29,7 +30,7 @@ def test_equal_rewards_have_no_advantage() -> None:
 
 
 def test_a_shared_turn_gets_the_mean_over_its_leaves() -> None:
-    # rewards 1, 0, 0: advantages 2/3 (t0d1), -1/3 (t1d1), -1/3 (t2d1); t0d0 has the leaves t0d1 and t2d1: half their sum
+    # rewards 1, 0, 0: advantages 2/3 (t0d1), -1/3 (t1d1), -1/3 (t2d1); t0d0 is shared by t0d1 and t2d1
     group = three_leaves()
     advantages = calibrated_advantages(group, group_advantages(group.rewards))
     assert advantages == pytest.approx(

@@ -6,9 +6,10 @@ import pytest
 import torch
 
 from forkgym.trainers.algorithms import ALGORITHMS, make_samples, shuffled_rewards
-from forkgym.trainers.packing import make_sample, micro_batches, pad
+from forkgym.trainers.packing import make_sample, merge_equal, micro_batches, pad
 from forkgym.trainers.types import Sample
-from tests.trainers.small_trees import three_leaves
+
+from .small_trees import three_leaves
 
 
 def test_a_row_is_prompt_turn_observation_turn() -> None:
@@ -34,6 +35,16 @@ def test_rows_without_a_signal_are_left_out() -> None:
     assert len(make_samples([group, group], [(1.0, 1.0, 1.0), group.rewards], ALGORITHMS["arpo-gpg"])) == 3
 
 
+def test_equal_rows_are_added_up_unless_they_differ_in_who_wrote() -> None:
+    row = Sample((1, 2, 3), (False, True, True), (0.0, 0.5, 0.5), (0.0, -1.0, -1.0))
+    again = Sample((1, 2, 3), (False, True, True), (0.0, 0.25, -0.5), (0.0, -1.0, -1.0))
+    other = Sample((1, 2, 3), (False, True, False), (0.0, 1.0, 0.0), (0.0, -1.0, 0.0))
+    assert merge_equal([row, other, again]) == [
+        Sample((1, 2, 3), (False, True, True), (0.0, 0.75, 0.0), (0.0, -1.0, -1.0)),
+        other,
+    ]
+
+
 def test_shuffling_keeps_each_groups_rewards() -> None:
     group = three_leaves()
     shuffled = shuffled_rewards([group] * 20, seed=1)
@@ -52,5 +63,4 @@ def test_padding_is_masked() -> None:
     rows = [make_sample(group, one, dict.fromkeys(group.turn_by_uid, 1.0)) for one in group.trajectories]
     batch = pad(rows, pad_token=99, device=torch.device("cpu"))
     assert batch.tokens_BT.tolist() == [[1, 2, 3, 4, 5, 6, 99], [1, 2, 9, 5, 6, 99, 99], [1, 2, 3, 4, 5, 7, 8]]
-    assert batch.attention_BT.sum(1).tolist() == [6, 5, 7]
     assert batch.loss_mask_BT.sum(1).tolist() == [3, 2, 4]

@@ -147,7 +147,7 @@ class SlowAgent(ScriptedAgent):
 
     def step(self) -> Sequence[Event]:
         """Let some requests through, shuffled."""
-        self.rng.shuffle(self.waiting)  # type: ignore[arg-type]  # a list is shuffled in place
+        self.rng.shuffle(self.waiting)
         passed = int(self.rng.integers(1, 4))
         for request in self.waiting[:passed]:
             super().submit(request)

@@ -7,7 +7,8 @@ from dataclasses import replace
 import pytest
 
 from forkgym.trainers.types import Sample
-from tests.trainers.small_trees import three_leaves, trajectory, turn
+
+from .small_trees import three_leaves, trajectory, turn
 
 
 def test_path_goes_from_the_first_turn_to_the_leaf() -> None:
