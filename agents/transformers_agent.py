@@ -73,11 +73,11 @@ class TransformersAgent:
             raise ValueError(f"slots is {slots}, expected 1 or more")
         check_tokenizer(tokenizer, tokenizer.name_or_path)
         self._codec = TokenizerCodec(tokenizer)
-        self._model = SlotModel(model, slots)
+        self._slots = SlotModel(model, slots)
         self._modules = list(model.modules())
         self._num_embeddings = int(model.get_input_embeddings().weight.shape[0])
         self._max_context = longest_context(model, max_context)
-        self._stops = StopTable(tokenizer, end_tokens(model, tokenizer), self._model.vocabulary_size)
+        self._stops = StopTable(tokenizer, end_tokens(model, tokenizer), self._slots.vocabulary_size)
         self._version = version
         self._table = SlotTable(slots)
         self._serial = 0
@@ -93,9 +93,14 @@ class TransformersAgent:
         return self._codec
 
     @property
+    def model(self) -> PreTrainedModel:
+        """The model that it samples from."""
+        return self._slots.model
+
+    @property
     def vocabulary_size(self) -> int:
         """Number of logits, which may be more than the tokenizer's tokens."""
-        return self._model.vocabulary_size
+        return self._slots.vocabulary_size
 
     def submit(self, request: Request) -> None:
         """Queue a turn.
@@ -184,13 +189,13 @@ class TransformersAgent:
                 f"weights of version {version} while {len(self._turns)} requests run and {len(self._queue)} are "
                 "queued, expected none"
             )
-        if model is not self._model.model:
+        if model is not self.model:
             try:
-                self._model.model.load_state_dict(model.state_dict(), strict=True)
+                self.model.load_state_dict(model.state_dict(), strict=True)
             except RuntimeError as error:
                 raise ValueError(f"weights of version {version} don't fit the agent's model: {error}") from error
         self._table.cached[:] = 0
-        self._model.cache.reset()
+        self._slots.cache.reset()
         self._version = version
 
     def _take_over(self, request: Request, context: Ints) -> int | None:
@@ -287,7 +292,7 @@ class TransformersAgent:
     def _copy(self, copies: list[tuple[int, int, int]]) -> None:
         if copies:
             sources, targets, lengths = zip(*copies, strict=True)
-            self._model.copy(list(sources), list(targets), max(lengths))
+            self._slots.copy(list(sources), list(targets), max(lengths))
             copies.clear()
 
     def _prefill(self) -> None:
@@ -307,7 +312,7 @@ class TransformersAgent:
             counts = np.minimum(table.length[rows] - 1 - starts, width)
             offsets = np.arange(width)
             places = np.where(offsets < counts[:, None], starts[:, None] + offsets, 0)
-            self._model.run(rows, table.tokens[rows[:, None], places], starts, counts)
+            self._slots.run(rows, table.tokens[rows[:, None], places], starts, counts)
             table.cached[rows] += counts
 
     def _decode(self) -> None:
@@ -321,7 +326,7 @@ class TransformersAgent:
             rows = np.arange(slots[0], slots[-1] + 1)
         counts = np.isin(rows, slots, assume_unique=True).astype(np.int64)
         last = np.where(counts, table.length[rows] - 1, 0)
-        logits = self._model.run(rows, table.tokens[rows, last][:, None], last, counts)
+        logits = self._slots.run(rows, table.tokens[rows, last][:, None], last, counts)
         if len(rows) > len(slots):
             logits = logits[torch.from_numpy(np.flatnonzero(counts)).to(logits.device)]
         tokens, logprobs, entropies = sample_tokens(

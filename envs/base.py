@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import operator
+import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar, SupportsIndex
 
@@ -14,7 +15,7 @@ from gymnasium.error import ResetNeeded
 from forkgym.envs.grammar import Call, Grammar, ParseError, resolve_grammar
 from forkgym.envs.space import TextSpace
 from forkgym.envs.tasks import StopReason, Task, Taskset
-from forkgym.tools.base import Tool, ToolError, ToolSession
+from forkgym.tools.base import Tool, ToolError, ToolSession, ToolStop
 from forkgym.tools.limits import ToolTimeout, call_within_limit
 from forkgym.tools.registry import resolve_tool
 
@@ -32,8 +33,9 @@ class ToolEnv(gym.Env[str, str]):
     out where one does not.
 
     Only the policy's text is parsed and scored. A malformed call gets a corrective observation, counts towards
-    ``max_malformed`` in a row and may cost ``malformed_penalty``; no text raises. An answer terminates, a limit
-    truncates, and ``info["stop_reason"]`` says which; it is None while the episode runs.
+    ``max_malformed`` in a row and may cost ``malformed_penalty``; no text raises. An answer terminates, and so does a
+    tool that raises `ToolStop`; a limit truncates. ``info["stop_reason"]`` says which; it is None while the episode
+    runs.
 
     The reward comes with the last step: the sum of ``reward_weights`` times the parts that ``score`` returns, each of
     which is in ``info`` as ``reward/NAME``. ``info["accuracy"]`` is the first part. ``reward/format`` is 1.0 where
@@ -46,6 +48,8 @@ class ToolEnv(gym.Env[str, str]):
         max_turns: Policy turns of an episode, 1 or more.
         max_malformed: Malformed turns in a row that end the episode, 1 or more.
         malformed_penalty: Subtracted from the reward at each malformed turn, 0 or more.
+        time_limit_s: Wall-clock time of an episode, seconds; it ends with the turn that reaches it. None for no limit,
+            which keeps episodes deterministic.
         reward_weights: Weights by name of part, over the class's own.
         render_mode: None or "ansi" (``render`` returns the transcript).
 
@@ -67,6 +71,7 @@ class ToolEnv(gym.Env[str, str]):
         max_turns: int = 6,
         max_malformed: int = 3,
         malformed_penalty: float = 0.0,
+        time_limit_s: float | None = None,
         reward_weights: Mapping[str, float] | None = None,
         render_mode: str | None = None,
     ) -> None:
@@ -74,6 +79,7 @@ class ToolEnv(gym.Env[str, str]):
             ("max_turns", max_turns, 1),
             ("max_malformed", max_malformed, 1),
             ("malformed_penalty", malformed_penalty, 0),
+            ("time_limit_s", 0 if time_limit_s is None else time_limit_s, 0),
         ):
             if value < least:
                 raise ValueError(f"{name} is {value}, expected at least {least}")
@@ -88,12 +94,14 @@ class ToolEnv(gym.Env[str, str]):
         self.max_turns = max_turns
         self.max_malformed = max_malformed
         self.malformed_penalty = malformed_penalty
+        self.time_limit_s = time_limit_s
         self.weights = self._resolve_weights(reward_weights or {})
         self.render_mode = render_mode
         self.action_space = TextSpace()
         self.observation_space = TextSpace(max_length=MAX_OBSERVATION_CHARACTERS)
         self.instructions = self.grammar.instructions(tuple(self.tools.values()))
         self._running = False
+        self._begun_s = 0.0
         self._task_index = 0
         self._task: Task | None = None
         self._transcript: list[tuple[str, str]] = []
@@ -177,6 +185,7 @@ class ToolEnv(gym.Env[str, str]):
         self._close_sessions()
         self._sessions = self.open_sessions(self._task)
         self._running = True
+        self._begun_s = time.monotonic()
         info = {
             "instructions": self.instructions,
             "question": self._task.question,
@@ -201,9 +210,9 @@ class ToolEnv(gym.Env[str, str]):
             raise TypeError(f"an action is a string, got {type(action).__name__}")
         turn = self.grammar.parse(action, self.tool_names)
         last = len(self._transcript) + 1 >= self.max_turns
-        observation, error, tools = "", turn.error, ",".join(call.tool for call in turn.calls)
+        observation, error, stopped = "", turn.error, False
         if turn.calls and not last:
-            observation, error = self._run(turn.calls)
+            observation, error, stopped = self._run(turn.calls)
         elif turn.error is not None:
             observation = self.grammar.render_results([f"Error: {turn.correction}"], self.tool_names)
         malformed = error is not None
@@ -211,26 +220,21 @@ class ToolEnv(gym.Env[str, str]):
         self._malformed_in_a_row = self._malformed_in_a_row + 1 if malformed else 0
         self._transcript.append((action, observation))
 
-        stop = None
-        if turn.answer is not None:
-            stop = StopReason.ANSWERED
-        elif self._malformed_in_a_row >= self.max_malformed:
-            stop = StopReason.MALFORMED
-        elif last:
-            stop = StopReason.TURN_LIMIT
+        stop = StopReason.ANSWERED if turn.answer is not None else StopReason.TOOL_STOP if stopped else self._limit()
         info: dict[str, Any] = {
             "stop_reason": None if stop is None else stop.value,
             "turns": float(len(self._transcript)),
             "tool_calls": float(self._tool_calls),
             "malformed": float(self._malformed),
             "error": "" if error is None else error.value,
-            "tools": tools,
+            "tools": ",".join(call.tool for call in turn.calls),
         }
         reward = 0.0 - self.malformed_penalty if malformed else 0.0
         if stop is not None:
             self._running = False
             reward += self._final_reward(turn.answer, info)
-        return observation, reward, stop is StopReason.ANSWERED, stop not in (None, StopReason.ANSWERED), info
+        terminated = stop in (StopReason.ANSWERED, StopReason.TOOL_STOP)
+        return observation, reward, terminated, stop is not None and not terminated, info
 
     def render(self) -> str | None:
         """Return the transcript so far in mode "ansi", None without a mode."""
@@ -269,6 +273,7 @@ class ToolEnv(gym.Env[str, str]):
             "tool_calls": self._tool_calls,
             "malformed": self._malformed,
             "malformed_in_a_row": self._malformed_in_a_row,
+            "elapsed_s": None if self.time_limit_s is None else time.monotonic() - self._begun_s,
             "sessions": {name: session.snapshot() for name, session in self._sessions.items()},
             "random": None if self._np_random is None else dict(self._np_random.bit_generator.state),
         }
@@ -286,6 +291,7 @@ class ToolEnv(gym.Env[str, str]):
         self._tool_calls = state["tool_calls"]
         self._malformed = state["malformed"]
         self._malformed_in_a_row = state["malformed_in_a_row"]
+        self._begun_s = time.monotonic() - (state["elapsed_s"] or 0.0)
         self._close_sessions()
         if self._task is not None and state["sessions"]:
             self._sessions = self.open_sessions(self._task)
@@ -323,9 +329,21 @@ class ToolEnv(gym.Env[str, str]):
             raise IndexError(f"reset option 'index' is {index}, but there are {size} tasks")
         return operator.index(index)
 
-    def _run(self, calls: Sequence[Call]) -> tuple[str, ParseError | None]:
+    def _limit(self) -> StopReason | None:
+        """Return the limit that the episode has reached, if any."""
+        if self._malformed_in_a_row >= self.max_malformed:
+            return StopReason.MALFORMED
+        if len(self._transcript) >= self.max_turns:
+            return StopReason.TURN_LIMIT
+        if self.time_limit_s is not None and time.monotonic() - self._begun_s > self.time_limit_s:
+            return StopReason.TIME_LIMIT
+        return None
+
+    def _run(self, calls: Sequence[Call]) -> tuple[str, ParseError | None, bool]:
+        """Run calls; return the observation, what was wrong with the arguments of one, and whether a tool stopped."""
         outputs: list[str] = []
         error: ParseError | None = None
+        stopped = False
         for call in calls:
             tool = self.tools[call.tool]
             try:
@@ -339,10 +357,13 @@ class ToolEnv(gym.Env[str, str]):
                 outputs.append(call_within_limit(tool, self._sessions[call.tool], arguments))
             except ToolError as mistake:
                 outputs.append(f"Error: {mistake}")
+            except ToolStop as stop:
+                outputs.append(str(stop))
+                stopped = True
             except ToolTimeout as timeout:
                 outputs.append(f"Error: {timeout}; its session starts afresh.")
                 self._renew_session(call.tool)
-        return self.grammar.render_results([shortened(output) for output in outputs], self.tool_names), error
+        return self.grammar.render_results([shortened(output) for output in outputs], self.tool_names), error, stopped
 
     def _renew_session(self, name: str) -> None:
         """Replace a session whose call was given up: that call may still be at work in it, so it is not closed."""

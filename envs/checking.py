@@ -27,7 +27,7 @@ ODD_ANSWERS = ("", " ", "nan", "-1e999999999", "9" * 10_000, "\\boxed{", "}" * 1
 def check_tool_env(env: TextEnv, *, episodes: int = 5, seed: int = 0) -> None:
     """Check that an environment keeps the contract of `ToolEnv`, on random episodes.
 
-    Its wrappers are checked with it. The environment is reset many times and left in the middle of nothing.
+    Its wrappers are checked with it. The environment is reset many times, and not put back as it was.
 
     Args:
         env: The environment, bare or as ``gymnasium.make`` returns it.
@@ -71,7 +71,8 @@ def draw_actions(env: ToolEnv, rng: np.random.Generator) -> list[str]:
         if solution and rng.random() < 0.6:
             actions.append(env.grammar.render_step(solution.pop(0)))
         else:
-            actions.append(str(rng.choice(odd_actions(env, rng))))
+            odd = odd_actions(env, rng)
+            actions.append(odd[int(rng.integers(len(odd)))])
     return actions
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterator
 from typing import Any, TypeVar, cast
 
 import gymnasium as gym
@@ -24,14 +25,20 @@ def fork(env: EnvT) -> EnvT:
     if not isinstance(env, gym.Wrapper):
         raise TypeError(f"only a ToolEnv can fork, got {type(env).__name__}")
     wrapper = cast(Any, env)
-    inner = fork(wrapper.env)
     twin = copy.copy(wrapper)
+    twin.env = fork(wrapper.env)
     # The memo makes whatever a wrapper holds of the environment point at the fork, and nothing be copied twice.
-    memo: dict[int, Any] = {id(wrapper.env): inner, id(wrapper.unwrapped): inner.unwrapped, id(wrapper): twin}
-    attributes: dict[str, Any] = vars(wrapper)
+    memo = {id(one): other for one, other in zip(layers(wrapper), layers(twin), strict=True)}
+    attributes: dict[str, Any] = wrapper.__dict__
     for name, value in attributes.items():
-        if name == "env":
-            twin.env = inner
-        elif not isinstance(value, IMMUTABLE):
+        if name != "env" and not isinstance(value, IMMUTABLE):
             setattr(twin, name, copy.deepcopy(value, memo))
     return cast(EnvT, twin)
+
+
+def layers(env: Any) -> Iterator[Any]:
+    """The wrappers of an environment, outermost first, then the bare environment."""
+    while isinstance(env, gym.Wrapper):
+        yield env
+        env = cast(Any, env).env
+    yield env

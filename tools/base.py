@@ -23,6 +23,10 @@ class ToolError(Exception):
     """The model's mistake: its message becomes the observation. Any other exception is a bug and propagates."""
 
 
+class ToolStop(Exception):
+    """Ends the episode: a tool such as "submit" raises it, and its message becomes the last observation."""
+
+
 class ToolSession(ABC):
     """The state of one tool in one episode.
 

@@ -186,7 +186,7 @@ def _options(config_class: type[DataclassInstance], instance: object | None) -> 
         if _is_section(kind):
             default = tyro.MISSING_NONPROP if default is MISSING else default
         elif default is MISSING:  # None, so that tyro does not ask for what the file may have
-            kind, default = Annotated[kind, tyro.conf.arg(help_behavior_hint="(required)")], None
+            kind, default = Annotated[kind | None, tyro.conf.arg(help_behavior_hint="(required)")], None
         elif default is None:  # the meaning says what holds then
             kind = Annotated[kind, tyro.conf.arg(help_behavior_hint="(optional)")]
         yield StructFieldSpec(field.name, cast(Any, kind), default, _meanings(config_class).get(field.name))
@@ -219,7 +219,10 @@ def _unknown_option(word: str, names: Sequence[str]) -> str:
         return f"{word!r} belongs to no option, expected --NAME VALUE; --help lists the names"
     name = word[2:].partition("=")[0]
     near = " or ".join(f"--{other}" for other in _near(name, names))
-    return f"there is no option --{name}; {f'did you mean {near}?' if near else '--help lists what there is'}"
+    hint = f"did you mean {near}?" if near else "--help lists what there is"
+    if any(other.startswith(f"{name}.") for other in names):
+        hint = f"expected --{name}.FIELD VALUE"
+    return f"there is no option --{name}; {hint}"
 
 
 # Files.
@@ -241,21 +244,20 @@ def _read_yaml(path: str) -> Mapping[Any, Any]:
     """Read a file of names and values.
 
     Raises:
-        ValueError: It isn't there, or isn't such a file.
-        OSError: It can't be read.
+        ValueError: It can't be read, or isn't such a file.
     """
     try:
         data = yaml.load(Path(path).read_text(encoding="utf-8-sig"), Loader=_Loader)
-    except FileNotFoundError as error:
-        raise ValueError(f"{COMMAND_LINE}: --config is {path!r}, expected a file that exists") from error
+    except OSError as error:
+        raise ValueError(f"{COMMAND_LINE}: --config is {path!r}, expected a YAML file ({error.strerror})") from error
     except UnicodeDecodeError as error:
         raise ValueError(f"{path}: byte {error.start} is not UTF-8, expected a YAML file") from error
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark
         place = "" if mark is None else f"line {mark.line + 1}, column {mark.column + 1}: "
-        raise ValueError(f"{path}: {place}{error.problem}, expected YAML") from error
+        raise ValueError(f"{path}: {place}not valid YAML: {error.problem}") from error
     except yaml.YAMLError as error:
-        raise ValueError(f"{path}: {error}, expected YAML") from error
+        raise ValueError(f"{path}: not valid YAML: {error}") from error
     if data is None:
         return {}
     if not isinstance(data, dict):
@@ -348,8 +350,16 @@ def _default(field: Field[Any], instance: object | None) -> Any:
 
 def _near(name: str, names: Sequence[str]) -> list[str]:
     """Return the names that a wrong one may stand for: those with the same last part, else the one most like it."""
-    same_end = [other for other in names if other.rpartition(".")[2] == name.rpartition(".")[2]]
-    return same_end or get_close_matches(name, names, n=1)
+    section, _, last = name.rpartition(".")
+    same_last = [other for other in names if other.rpartition(".")[2] == last]
+    if same_last:
+        return same_last
+    for among in ([other for other in names if other.rpartition(".")[0] == section], names):
+        by_last = {other.rpartition(".")[2]: other for other in among}
+        close = get_close_matches(last, by_last, n=1)
+        if close:
+            return [by_last[close[0]]]
+    return []
 
 
 @contextmanager

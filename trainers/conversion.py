@@ -7,6 +7,7 @@ it is used, which ``--help`` does not.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from types import NoneType, UnionType
 from typing import Any, Literal, Union, cast, get_args, get_origin
@@ -30,11 +31,10 @@ def convert_words(words: Sequence[str], kind: Any) -> Any:
         if bool in alternatives:
             return True
         raise ValueError(f"without a value, expected {expected(kind)}")
-    if len(words) > 1 or any(get_origin(one) is tuple for one in alternatives):
-        return validate(list(words), " ".join(words), kind, strict=False)
-    if words[0] in NONE_WORDS and NoneType in alternatives:
+    if len(words) == 1 and words[0] in NONE_WORDS and NoneType in alternatives:
         return None
-    return validate(words[0], words[0], kind, strict=False)
+    several = len(words) > 1 or any(get_origin(one) is tuple for one in alternatives)
+    return validate(list(words) if several else words[0], " ".join(words), kind, strict=False)
 
 
 def convert_yaml(value: object, kind: Any) -> Any:
@@ -111,5 +111,5 @@ def words_of(value: object) -> list[str]:
 
 def shown(value: object) -> str:
     """Show a value in a message, not at any length."""
-    text = repr(value)
+    text = json.dumps(value) if value is None or isinstance(value, bool) else repr(value)
     return text if len(text) <= LONGEST_VALUE else f"{text[: LONGEST_VALUE - 3]}..."

@@ -16,19 +16,17 @@ import hashlib
 import json
 import math
 import os
-import re
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self, cast
 
 import yaml
 from filelock import BaseFileLock, FileLock, Timeout
 
-from forkgym.agents.base import FinishReason
-from forkgym.envs.tasks import StopReason
 from forkgym.trainers.durable import make_folder, sync, write_text
-from forkgym.trainers.types import Group, Trajectory, Turn
+from forkgym.trainers.rollout_file import write_rollouts
+from forkgym.trainers.types import Group
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
@@ -102,10 +100,7 @@ class RunFolder:
         """
         if not (path / CONFIG).is_file():
             raise ValueError(f"run_dir {path} holds no run to resume (no {CONFIG}); without --resume a new one starts")
-        started = yaml.safe_load((path / CONFIG).read_text(encoding="utf-8"))
-        if not isinstance(started, dict):
-            raise ValueError(f"{path / CONFIG}: expected the settings of a run, names and values")
-        changes = changed_settings(cast("dict[str, Any]", started), settings_of(config))
+        changes = changed_settings(read_settings(path / CONFIG), settings_of(config))
         if changes:
             raise ValueError(
                 f"run_dir {path} was started with {', '.join(changes)}; resume it with --config {path / CONFIG}, "
@@ -132,7 +127,7 @@ class RunFolder:
 
     @property
     def has_checkpoint(self) -> bool:
-        """Whether there is a checkpoint, whole or not; one that was set aside or is unfinished has a suffix."""
+        """Whether there is a checkpoint; one that was set aside or is unfinished has a suffix."""
         return any(not path.suffix for path in self.checkpoints.glob("step-*"))
 
     @property
@@ -193,17 +188,15 @@ class RunFolder:
         write_text(self.path / METRICS, "".join(json_text(record) + "\n" for record in kept))
 
     def write_rollouts(self, step: int, groups: Sequence[Group]) -> Path:
-        """Write all trees of a step, as `read_rollouts` reads them; return the file.
+        """Write all trees of a step; return the file, which `forkgym.trainers.rollout_file.read_rollouts` reads.
 
         Raises:
-            ValueError: A number is not finite. No policy that works samples such a token, and no reader of JSON takes
-                it.
+            ValueError: A number in a tree is not finite.
         """
-        lines = [json.dumps(group_record(group), allow_nan=False) + "\n" for group in groups]
         folder = self.path / ROLLOUTS
         make_folder(folder)
         path = folder / f"step-{step:06d}.jsonl"
-        write_text(path, "".join(lines))
+        write_rollouts(path, groups)
         return path
 
     def write_evaluation(self, results: Mapping[str, object]) -> None:
@@ -252,22 +245,13 @@ def acquire_lock(path: Path) -> BaseFileLock:
     return lock
 
 
-class ConfigDumper(yaml.SafeDumper):
-    """Quotes a text such as ``2e-4``: for the command line, unlike for YAML 1.1, it would be a number."""
-
-
-ConfigDumper.add_implicit_resolver(
-    "tag:yaml.org,2002:float", re.compile(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"), list("-+.0123456789")
-)
-
-
 def config_text(config: DataclassInstance) -> str:
     """Return settings as YAML that ``--config`` reads back as equal ones.
 
     Raises:
         ValueError: Something in them is no setting.
     """
-    return yaml.dump(settings_of(config), Dumper=ConfigDumper, sort_keys=False, allow_unicode=True)
+    return yaml.safe_dump(settings_of(config), sort_keys=False, allow_unicode=True)
 
 
 def settings_of(config: DataclassInstance) -> dict[str, Any]:
@@ -278,6 +262,21 @@ def settings_of(config: DataclassInstance) -> dict[str, Any]:
     """
     settings: dict[str, Any] = plain(asdict(config), "config")
     return settings
+
+
+def read_settings(path: Path) -> dict[str, Any]:
+    """Return what a ``config.yaml`` holds.
+
+    Raises:
+        ValueError: It is no mapping of names to values.
+    """
+    try:
+        settings = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path}: expected YAML ({error})") from error
+    if not isinstance(settings, dict):
+        raise ValueError(f"{path}: expected names and values, such as 'seed: 1'")
+    return cast("dict[str, Any]", settings)
 
 
 def plain(value: object, name: str) -> Any:
@@ -329,57 +328,3 @@ def finite(value: object) -> object:
     if isinstance(value, list | tuple):
         return [finite(item) for item in cast("list[object]", value)]
     return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def group_record(group: Group) -> dict[str, object]:
-    """Return a tree as one JSON object with the fields of `Group`, `Turn` and `Trajectory`."""
-    return {
-        **shallow(group),
-        "turns": [shallow(turn) for turn in group.turns],
-        "trajectories": [shallow(trajectory) | {"parts": dict(trajectory.parts)} for trajectory in group.trajectories],
-    }
-
-
-def shallow(item: Group | Turn | Trajectory) -> dict[str, object]:
-    """Return a record's fields as they are; `dataclasses.asdict` would copy every token."""
-    return {field.name: getattr(item, field.name) for field in fields(item)}
-
-
-def read_rollouts(path: Path) -> list[Group]:
-    """Read what `RunFolder.write_rollouts` wrote; the groups equal those that were written, to the bit.
-
-    Raises:
-        ValueError: A line is no tree; names the file and the line.
-    """
-    groups: list[Group] = []
-    with path.open(encoding="utf-8") as file:
-        for number, line in enumerate(file, start=1):
-            try:
-                groups.append(group_from(json.loads(line)))
-            except (KeyError, TypeError, ValueError) as error:
-                raise ValueError(f"{path}, line {number}: expected a tree of turns ({error})") from error
-    return groups
-
-
-def group_from(record: dict[str, Any]) -> Group:
-    """Undo `group_record`."""
-    restored: dict[str, Any] = {
-        "prompt_tokens": tuple(record["prompt_tokens"]),
-        "turns": tuple(turn_from(turn) for turn in record["turns"]),
-        "trajectories": tuple(trajectory_from(trajectory) for trajectory in record["trajectories"]),
-    }
-    return Group(**(record | restored))
-
-
-def turn_from(record: dict[str, Any]) -> Turn:
-    """Return one turn of a tree."""
-    sequences = ("tokens", "logprobs", "entropies", "observation_tokens", "tools")
-    restored: dict[str, Any] = {name: tuple(record[name]) for name in sequences}
-    restored["finish_reason"] = FinishReason(record["finish_reason"])
-    return Turn(**(record | restored))
-
-
-def trajectory_from(record: dict[str, Any]) -> Trajectory:
-    """Return one trajectory of a tree."""
-    restored: dict[str, Any] = {"stop_reason": StopReason(record["stop_reason"])}
-    return Trajectory(**(record | restored))

@@ -8,8 +8,6 @@ from typing import Any
 import gymnasium as gym
 import pytest
 
-import forkgym.envs  # noqa: F401 - registers the ids
-
 MakeEnv = Callable[..., gym.Env[str, str]]
 
 GSM8K_ROWS = [
@@ -79,7 +77,7 @@ def make_env(gsm8k_file: Path, hotpotqa_file: Path) -> MakeEnv:
     def make(env_id: str, **arguments: Any) -> gym.Env[str, str]:
         if env_id in paths:
             arguments.setdefault("path", paths[env_id])
-        env: gym.Env[str, str] = gym.make(env_id, **arguments)
+        env: gym.Env[str, str] = gym.make(f"forkgym.envs:{env_id}", **arguments)
         return env
 
     return make

@@ -60,8 +60,9 @@ def inline(source: Callable[..., Any]) -> Tool:
 
 
 def make_env(**arguments: Any) -> MathEnv:
-    tools = [inline(source) for source in (echo, fail, add, Counter)]
-    return MathEnv(**{"taskset": Sums(), "tools": tools, **arguments})
+    arguments.setdefault("taskset", Sums())
+    arguments.setdefault("tools", [inline(source) for source in (echo, fail, add, Counter)])
+    return MathEnv(**arguments)
 
 
 def test_reset_gives_the_instructions_and_the_question() -> None:
@@ -205,7 +206,7 @@ def test_a_bug_in_a_tool_propagates() -> None:
 
 def test_a_call_that_takes_too_long_is_given_up_and_its_session_renewed() -> None:
     release = threading.Event()
-    made: list[Slow] = []
+    made: list[Any] = []
 
     class Slow:
         """Take a while."""

@@ -121,7 +121,7 @@ class NumbersEnv(MathEnv):
     """What each broken environment below is but for one thing."""
 
     def __init__(self, tool: Callable[..., Any] = Log, **arguments: Any) -> None:
-        super().__init__(**{"taskset": Numbers(), "tools": [as_tool(tool, name="log", inline=True)], **arguments})
+        super().__init__(taskset=Numbers(), tools=[as_tool(tool, name="log", inline=True)], **arguments)
 
 
 def test_the_environment_that_is_broken_below_passes() -> None:

@@ -106,14 +106,15 @@ def test_a_fork_keeps_the_wrappers_and_their_state() -> None:
 
 def test_what_a_wrapper_holds_of_the_environment_points_at_the_fork() -> None:
     class Peeking(gym.Wrapper[str, str, str, str]):
-        def __init__(self, env: gym.Env[str, str]) -> None:
+        def __init__(self, env: Any) -> None:
             super().__init__(env)
-            self.held = {"bare": env.unwrapped, "self": self}
+            self.held: dict[str, Any] = {"bare": env.unwrapped, "self": self, "next but one": env.env}
 
     env = Peeking(gym.make("forkgym/WordMath-v0"))
     env.reset(seed=0)
     twin = fork(env)
-    assert twin.held == {"bare": twin.unwrapped, "self": twin}
+    inner: Any = twin.env
+    assert twin.held == {"bare": twin.unwrapped, "self": twin, "next but one": inner.env}
     assert twin.held["bare"] is not env.held["bare"]
 
 

@@ -15,8 +15,8 @@ from forkgym.tools.base import Tool, as_tool
 
 # What the corpus expects otherwise, and why this project does not do it.
 ANSWERED_OTHERWISE = {
-    "reward-gsm_spray": "the last number counts, as in the official layout, so a list of guesses is one guess: its last",
-    "reward-gold_unparsable": "a row without a gold number is refused when it is loaded (test_gsm8k.py); none is masked",
+    "reward-gsm_spray": "the last number counts, so a list of guesses is one guess: its last",
+    "reward-gold_unparsable": "a row without a gold number is refused when it is loaded, see test_gsm8k.py",
 }
 
 
