@@ -28,7 +28,7 @@ def sample_tokens(
     # The clamp lets 0 * log 0 be 0 where a model forbids tokens with -inf.
     log_p = torch.log_softmax(scores, dim=-1).clamp_(min=torch.finfo(scores.dtype).min)
     p = log_p.exp()
-    entropies = -torch.linalg.vecdot(p, log_p)
+    entropies = -(p * log_p).sum(dim=-1)
     cumulative = p.cumsum(dim=-1)
     # A float32 uniform is at most 1 - 2^-24, so the target rounds to less than the last sum: no index is out of
     # range, and with right=True the sum has risen at the token: its probability is not 0.

@@ -157,9 +157,7 @@ class WritingAgent(ABC):
         self._finished[uid] = self._live.pop(uid)
         self._places[writing.request.tokens + writing.tokens] = writing.place
         zeros = (0.0,) * len(writing.tokens)
-        return Completion(
-            uid, writing.tokens, writing.text, zeros, writing.entropies, writing.reason, self._version
-        )
+        return Completion(uid, writing.tokens, writing.text, zeros, writing.entropies, writing.reason, self._version)
 
     @staticmethod
     def _cut(text: str, stop: tuple[str, ...]) -> tuple[str, FinishReason]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from dataclasses import dataclass
 from enum import IntEnum
 
 import numpy as np
@@ -18,6 +18,25 @@ class SlotState(IntEnum):
     FREE = 0
     HELD = 1  # by a finished turn that may be continued
     RUNNING = 2
+
+
+@dataclass(frozen=True, slots=True)
+class TurnPlan:
+    """How a turn is sampled.
+
+    Attributes:
+        limit: Longest that the sequence may become, in tokens.
+        report_after: Tokens of the turn after which it is reported; 0 for never.
+        temperature: Of the sampling distribution; 0 is greedy.
+        stop_row: Which set of stop strings applies, as `StopTable.row` numbers them.
+        uniforms: One draw for each token that the turn may have, in [0, 1), float32.
+    """
+
+    limit: int
+    report_after: int
+    temperature: float
+    stop_row: int
+    uniforms: Floats
 
 
 class SlotTable:
@@ -68,7 +87,8 @@ class SlotTable:
         width = min(len(tokens), self.tokens.shape[1])
         differs = np.ones((len(lengths), width + 1), np.bool_)
         np.not_equal(self.tokens[:, :width], tokens[:width], out=differs[:, :width])
-        return np.minimum(differs.argmax(axis=1), lengths)
+        shared: Ints = np.minimum(differs.argmax(axis=1), lengths)
+        return shared
 
     def begin_sequence(self, slot: int, tokens: Ints, cached: int) -> None:
         """Fill a slot with a context of which the first ``cached`` columns are right."""
@@ -77,19 +97,17 @@ class SlotTable:
         self.length[slot] = len(tokens)
         self.cached[slot] = cached
 
-    def begin_turn(
-        self, slot: int, *, limit: int, report_after: int, temperature: float, stop_row: int, uniforms: Floats
-    ) -> None:
-        """Start to sample after the slot's present tokens, up to ``limit`` tokens in all."""
-        self._widen(limit)
-        self._widen_turns(len(uniforms))
+    def begin_turn(self, slot: int, plan: TurnPlan) -> None:
+        """Start to sample after the slot's present tokens."""
+        self._widen(plan.limit)
+        self._widen_turns(len(plan.uniforms))
         start = self.length[slot]
         self.start[slot] = start
-        self.limit[slot] = limit
-        self.report_at[slot] = start + report_after if report_after else 0
-        self.temperature[slot] = temperature
-        self.stop_row[slot] = stop_row
-        self.uniforms[slot, : len(uniforms)] = uniforms
+        self.limit[slot] = plan.limit
+        self.report_at[slot] = start + plan.report_after if plan.report_after else 0
+        self.temperature[slot] = plan.temperature
+        self.stop_row[slot] = plan.stop_row
+        self.uniforms[slot, : len(plan.uniforms)] = plan.uniforms
         self.state[slot] = SlotState.RUNNING
 
     def append(self, slots: Ints, tokens: Ints, logprobs: Floats, entropies: Floats) -> None:
@@ -104,7 +122,8 @@ class SlotTable:
 
     def next_uniforms(self, slots: Ints) -> Floats:
         """The draw for the next token of each of ``slots``."""
-        return self.uniforms[slots, self.length[slots] - self.start[slots]]
+        draws: Floats = self.uniforms[slots, self.length[slots] - self.start[slots]]
+        return draws
 
     def sampled(self, slot: int) -> tuple[int, ...]:
         """The tokens of the slot's turn so far."""
@@ -122,7 +141,7 @@ class SlotTable:
     def _widen_turns(self, width: int) -> None:
         missing = width - self.uniforms.shape[1]
         if missing > 0:
-            padding: Sequence[tuple[int, int]] = ((0, 0), (0, missing))
+            padding = ((0, 0), (0, missing))
             self.uniforms = np.pad(self.uniforms, padding)
             self.logprobs = np.pad(self.logprobs, padding)
             self.entropies = np.pad(self.entropies, padding)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from forkgym.agents.codec import TokenizerCodec
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 END = 1  # the token is an end token
 MAY_STOP = 2  # the token's text holds a character at which a stop string could be complete
@@ -32,9 +32,7 @@ class StopTable:
         vocabulary_size: Number of ids that can be sampled.
     """
 
-    def __init__(
-        self, tokenizer: PreTrainedTokenizerBase, end_tokens: Collection[int], vocabulary_size: int
-    ) -> None:
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, end_tokens: Collection[int], vocabulary_size: int) -> None:
         self._codec = TokenizerCodec(tokenizer)
         self._size = max(vocabulary_size, len(tokenizer), *(token + 1 for token in end_tokens))
         self._ends = np.zeros(self._size, np.uint8)
@@ -76,7 +74,8 @@ class StopTable:
         flags = self._ends.copy()
         if any(character.isspace() for character in last):
             # A decoder may add or drop spaces between tokens, so no token alone shows whether it makes one.
-            return flags | MAY_STOP
+            flags |= MAY_STOP
+            return flags
         if not all(character.isascii() for character in last):
             last.add(BROKEN)
         for token in range(self._size) if stop else ():
@@ -89,3 +88,12 @@ class StopTable:
             known = len(self._codec.tokenizer)
             self._texts = [self._codec.decode((id_,)) if id_ < known else "" for id_ in range(self._size)]
         return self._texts[token]
+
+
+def end_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
+    """Ids that end a turn: the tokenizer's end token and those of the model's generation config."""
+    own: Any = tokenizer.eos_token_id
+    # A model that can't generate has no such config.
+    configured: Any = getattr(getattr(model, "generation_config", None), "eos_token_id", None)
+    ids: list[int | None] = [own, *(configured if isinstance(configured, list) else [configured])]
+    return frozenset(token for token in ids if token is not None)

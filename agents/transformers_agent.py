@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -15,9 +14,9 @@ from forkgym.agents.base import Completion, Event, FinishReason, FirstTokens, Re
 from forkgym.agents.codec import TokenizerCodec
 from forkgym.agents.loading import check_tokenizer
 from forkgym.agents.sampling import sample_tokens
-from forkgym.agents.slot_model import SlotModel
-from forkgym.agents.slots import Ints, SlotState, SlotTable
-from forkgym.agents.stopping import END, MAY_STOP, StopTable
+from forkgym.agents.slot_model import SlotModel, evaluating, longest_context
+from forkgym.agents.slots import Ints, SlotState, SlotTable, TurnPlan
+from forkgym.agents.stopping import END, MAY_STOP, StopTable, end_tokens
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -71,13 +70,12 @@ class TransformersAgent:
     ) -> None:
         if slots < 1:
             raise ValueError(f"slots is {slots}, expected 1 or more")
-        check_tokenizer(tokenizer, tokenizer.name_or_path)
+        check_tokenizer(tokenizer, str(tokenizer.name_or_path))
         self._codec = TokenizerCodec(tokenizer)
-        self._slots = SlotModel(model, slots)
+        self._model = SlotModel(model, slots)
         self._modules = list(model.modules())
-        self._num_embeddings = int(model.get_input_embeddings().weight.shape[0])
         self._max_context = longest_context(model, max_context)
-        self._stops = StopTable(tokenizer, end_tokens(model, tokenizer), self._slots.vocabulary_size)
+        self._stops = StopTable(tokenizer, end_tokens(model, tokenizer), self._model.vocabulary_size)
         self._version = version
         self._table = SlotTable(slots)
         self._serial = 0
@@ -95,12 +93,12 @@ class TransformersAgent:
     @property
     def model(self) -> PreTrainedModel:
         """The model that it samples from."""
-        return self._slots.model
+        return self._model.model
 
     @property
     def vocabulary_size(self) -> int:
         """Number of logits, which may be more than the tokenizer's tokens."""
-        return self._slots.vocabulary_size
+        return self._model.vocabulary_size
 
     def submit(self, request: Request) -> None:
         """Queue a turn.
@@ -112,10 +110,10 @@ class TransformersAgent:
         if request.uid in self._uids:
             raise ValueError(f"request {request.uid}: another live request has this uid")
         context = np.array(request.tokens, np.int64)
-        if int(context.min()) < 0 or int(context.max()) >= self._num_embeddings:
+        if int(context.min()) < 0 or int(context.max()) >= self._model.num_embeddings:
             raise ValueError(
                 f"request {request.uid}: tokens from {context.min()} to {context.max()}, "
-                f"expected 0 to {self._num_embeddings - 1}"
+                f"expected 0 to {self._model.num_embeddings - 1}"
             )
         self._stops.row(request.stop)  # refuses bad ones before anything changes
         slot = None if request.continues is None else self._take_over(request, context)
@@ -194,8 +192,9 @@ class TransformersAgent:
                 self.model.load_state_dict(model.state_dict(), strict=True)
             except RuntimeError as error:
                 raise ValueError(f"weights of version {version} don't fit the agent's model: {error}") from error
+        self._modules = list(self.model.modules())
         self._table.cached[:] = 0
-        self._slots.cache.reset()
+        self._model.forget()
         self._version = version
 
     def _take_over(self, request: Request, context: Ints) -> int | None:
@@ -232,14 +231,8 @@ class TransformersAgent:
         limit = min(len(turn.context) + request.max_tokens, self._max_context)
         # A generator of its own: what a request draws depends on nothing else.
         draws = np.random.default_rng(request.seed).random(limit - len(turn.context), dtype=np.float32)
-        self._table.begin_turn(
-            slot,
-            limit=limit,
-            report_after=request.report_after,
-            temperature=request.temperature,
-            stop_row=self._stops.row(request.stop),
-            uniforms=draws,
-        )
+        stop_row = self._stops.row(request.stop)
+        self._table.begin_turn(slot, TurnPlan(limit, request.report_after, request.temperature, stop_row, draws))
         self._turns[slot] = turn
 
     def _admit(self) -> None:
@@ -269,9 +262,7 @@ class TransformersAgent:
         while self._queue and len(free) > len(waiting):
             turn = self._queue.popleft()
             # The last token must be run: its logits are what is sampled from.
-            shared = np.minimum(
-                self._table.shared_prefixes(turn.context, self._table.length), len(turn.context) - 1
-            )
+            shared = np.minimum(self._table.shared_prefixes(turn.context, self._table.length), len(turn.context) - 1)
             ready = np.minimum(shared, self._table.cached)
             running = self._table.state == SlotState.RUNNING
             if int(shared[running].max(initial=0)) >= int(ready.max()) + WORTH_WAITING:
@@ -292,7 +283,7 @@ class TransformersAgent:
     def _copy(self, copies: list[tuple[int, int, int]]) -> None:
         if copies:
             sources, targets, lengths = zip(*copies, strict=True)
-            self._slots.copy(list(sources), list(targets), max(lengths))
+            self._model.copy(list(sources), list(targets), max(lengths))
             copies.clear()
 
     def _prefill(self) -> None:
@@ -310,23 +301,22 @@ class TransformersAgent:
             rows = running[np.sort(fits)]
             starts = table.cached[rows]
             counts = np.minimum(table.length[rows] - 1 - starts, width)
-            offsets = np.arange(width)
+            offsets = np.arange(width, dtype=np.int64)
             places = np.where(offsets < counts[:, None], starts[:, None] + offsets, 0)
-            self._slots.run(rows, table.tokens[rows[:, None], places], starts, counts)
+            self._model.run(rows, table.tokens[rows[:, None], places], starts, counts)
             table.cached[rows] += counts
 
     def _decode(self) -> None:
         """Sample one token for every running slot."""
         table = self._table
-        slots = table.ready()
-        rows = slots
+        slots = rows = table.ready()
         span = int(slots[-1]) - int(slots[0]) + 1
         if span <= 2 * len(slots):
             # A stretch of slots is read in place; that costs less than to copy the caches of those that run.
-            rows = np.arange(slots[0], slots[-1] + 1)
+            rows = np.arange(int(slots[0]), int(slots[-1]) + 1, dtype=np.int64)
         counts = np.isin(rows, slots, assume_unique=True).astype(np.int64)
         last = np.where(counts, table.length[rows] - 1, 0)
-        logits = self._slots.run(rows, table.tokens[rows, last][:, None], last, counts)
+        logits = self._model.run(rows, table.tokens[rows, last][:, None], last, counts)
         if len(rows) > len(slots):
             logits = logits[torch.from_numpy(np.flatnonzero(counts)).to(logits.device)]
         tokens, logprobs, entropies = sample_tokens(
@@ -373,47 +363,7 @@ class TransformersAgent:
         tokens = self._table.sampled(slot)
         logprobs, entropies = self._table.measures(slot, len(tokens))
         text = self._codec.decode(tokens[:-1] if reason is FinishReason.END else tokens)
-        self._events.append(
-            (turn.serial, Completion(uid, tokens, text, logprobs, entropies, reason, self._version))
-        )
+        self._events.append((turn.serial, Completion(uid, tokens, text, logprobs, entropies, reason, self._version)))
         del self._turns[slot]
         self._finished[uid] = slot
         self._table.state[slot] = SlotState.HELD
-
-
-def end_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
-    """Ids that end a turn: the tokenizer's end token and those of the model's generation config."""
-    configured = model.generation_config.eos_token_id if model.generation_config is not None else None
-    ids = configured if isinstance(configured, list) else [configured]
-    return frozenset(token for token in [*ids, tokenizer.eos_token_id] if token is not None)
-
-
-def longest_context(model: PreTrainedModel, max_context: int | None) -> int:
-    """Longest sequence in tokens: the model's limit or ``max_context``, whichever is less.
-
-    Raises:
-        ValueError: Neither is known, or ``max_context`` is not positive.
-    """
-    own: int | None = getattr(model.config.get_text_config(), "max_position_embeddings", None)
-    if max_context is not None and max_context < 1:
-        raise ValueError(f"max_context is {max_context}, expected 1 or more")
-    limits = [limit for limit in (own, max_context) if limit is not None]
-    if not limits:
-        raise ValueError(
-            f"model {type(model).__name__}: its config has no max_position_embeddings, expected a max_context"
-        )
-    return min(limits)
-
-
-@contextmanager
-def evaluating(modules: Sequence[torch.nn.Module]) -> Iterator[None]:
-    """Switch dropout off in these modules; those that were in training mode come back to it."""
-    training = [module for module in modules if module.training]
-    try:
-        for module in training:
-            # Module.eval and Module.__setattr__ take a tenth of the time of a small model's forward.
-            object.__setattr__(module, "training", False)
-        yield
-    finally:
-        for module in training:
-            object.__setattr__(module, "training", True)

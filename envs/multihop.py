@@ -219,7 +219,8 @@ class MultiHopEnv(SearchQAEnv):
         self.top_k = top_k
         self.split = split
         turns = HOPS[difficulty][1] + 3 if max_turns is None else max_turns
-        super().__init__(taskset=taskset, max_turns=turns, **{"tools": ("search",), **options})
+        options.setdefault("tools", ("search",))
+        super().__init__(taskset=taskset, max_turns=turns, **options)
 
     def resolve_tool(self, source: str | Callable[..., Any] | Tool) -> Tool:
         """Supply ``search``; its sessions cover the volume of the current task."""

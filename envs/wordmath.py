@@ -176,4 +176,5 @@ class WordMathEnv(MathEnv):
     ) -> None:
         taskset = wordmath_taskset(split, difficulty)
         turns = LEVELS[difficulty].most_steps + 3 if max_turns is None else max_turns
-        super().__init__(taskset=taskset, max_turns=turns, **{"tools": ("calculator",), **options})
+        options.setdefault("tools", ("calculator",))
+        super().__init__(taskset=taskset, max_turns=turns, **options)

@@ -17,7 +17,6 @@ import statistics
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -30,7 +29,7 @@ from tokenizers.models import WordLevel
 from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 
 from forkgym.agents.base import Completion, Request
-from forkgym.agents.loading import load_model, model_location
+from forkgym.agents.loading import load_model
 from forkgym.agents.transformers_agent import TransformersAgent
 
 if TYPE_CHECKING:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Mapping
 
 import pytest
@@ -17,17 +16,16 @@ def submit(text: str) -> str:
     raise ToolStop(f"received {text}")
 
 
-def nap(text: str) -> str:
-    """Sleep for a moment."""
-    time.sleep(0.02)
-    return text
+def shout(text: str) -> str:
+    """Say it louder."""
+    return text.upper()
 
 
 class SubmitEnv(ToolEnv):
     """A tool ends the episode."""
 
     def __init__(self, time_limit_s: float | None = None) -> None:
-        tools = [as_tool(submit, inline=True), as_tool(nap, inline=True)]
+        tools = [as_tool(submit, inline=True), as_tool(shout, inline=True)]
         super().__init__(tools=tools, time_limit_s=time_limit_s)
 
     def task(self, index: int) -> Task:
@@ -46,15 +44,19 @@ def test_a_tool_ends_the_episode() -> None:
     assert info["accuracy"] == 0.0
 
 
-def test_the_clock_ends_the_episode_also_after_a_restore() -> None:
-    env = SubmitEnv(time_limit_s=0.03)
+def test_the_clock_ends_the_episode_also_after_a_restore(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [100.0]
+    monkeypatch.setattr("forkgym.envs.base.time.monotonic", lambda: now[0])
+    env, twin = SubmitEnv(time_limit_s=3.0), SubmitEnv(time_limit_s=3.0)
     env.reset(options={"index": 0})
-    assert env.step("<nap>a</nap>")[3] is False
-    twin = SubmitEnv(time_limit_s=0.03)
-    twin.restore(env.snapshot())
-    for one in (env, twin):
-        _, _, terminated, truncated, info = one.step("<nap>b</nap>")
-        assert (terminated, truncated, info["stop_reason"]) == (False, True, "time_limit")
+    now[0] = 102.0
+    assert env.step("<shout>a</shout>")[3] is False
+    state = env.snapshot()
+    now[0] = 500.0  # another process, another clock
+    twin.restore(state)
+    now[0] = 501.5  # 2 s before, 1.5 s after
+    _, _, terminated, truncated, info = twin.step("<shout>b</shout>")
+    assert (terminated, truncated, info["stop_reason"]) == (False, True, "time_limit")
 
 
 def test_a_negative_time_limit_is_refused() -> None:

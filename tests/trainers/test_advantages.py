@@ -8,7 +8,7 @@ import pytest
 
 from forkgym.trainers.advantages import calibrated_advantages, group_advantages, group_correction
 
-from .small_trees import three_leaves
+from tests.trainers.small_trees import three_leaves
 
 
 def test_group_advantages_subtract_the_mean() -> None:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import builtins
 import hashlib
+import itertools
 import json
 import logging
 import math
@@ -14,7 +14,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
@@ -41,14 +41,14 @@ CONFIG_HASH = "c" * 64
 VOCABULARY = 16
 
 
-def make_model(seed: int, *, hidden: int = 8, tied: bool = True) -> Qwen3ForCausalLM:
+def make_model(seed: int, *, hidden: int = 8, layers: int = 1, tied: bool = True) -> Qwen3ForCausalLM:
     torch.manual_seed(seed)
     return Qwen3ForCausalLM(
         Qwen3Config(
             vocab_size=VOCABULARY,
             hidden_size=hidden,
             intermediate_size=8,
-            num_hidden_layers=1,
+            num_hidden_layers=layers,
             num_attention_heads=2,
             num_key_value_heads=1,
             head_dim=4,
@@ -101,24 +101,29 @@ def make(seed: int, *, tied: bool = True) -> Trained:
     model = make_model(seed, tied=tied)
     norms = [parameter for name, parameter in model.named_parameters() if "norm" in name]
     rest = [parameter for name, parameter in model.named_parameters() if "norm" not in name]
-    optimizer = torch.optim.AdamW(
-        [{"params": rest, "betas": (0.8, 0.99)}, {"params": norms, "weight_decay": 0.0}], lr=1e-2, amsgrad=True
-    )
+    groups: list[dict[str, Any]] = [{"params": rest, "betas": (0.8, 0.99)}, {"params": norms, "weight_decay": 0.0}]
+    optimizer = torch.optim.AdamW(groups, lr=1e-2, amsgrad=True)
     return Trained(model, optimizer, LambdaLR(optimizer, lambda step: 0.9**step))
 
 
-def same(left: object, right: object) -> bool:
+def same(left: Any, right: Any) -> bool:
     """Equal in values to the bit and in types, at any depth."""
-    if type(left) is not type(right):
+    if type(left) is not type(right):  # pyright: ignore[reportUnknownArgumentType]
         return False
-    if isinstance(left, torch.Tensor) and isinstance(right, torch.Tensor):
+    if isinstance(left, torch.Tensor):
         alike = left.dtype == right.dtype and left.shape == right.shape
-        return alike and left.contiguous().numpy().tobytes() == right.contiguous().numpy().tobytes()
-    if isinstance(left, dict) and isinstance(right, dict):
-        return list(left) == list(right) and all(same(left[key], right[key]) for key in left)
-    if isinstance(left, list | tuple) and isinstance(right, list | tuple):
-        return len(left) == len(right) and all(map(same, left, right))
+        return alike and bytes_of(left) == bytes_of(right)
+    if isinstance(left, dict):
+        mapping = cast("dict[Any, Any]", left)
+        return same(list(mapping), list(right)) and all(same(item, right[key]) for key, item in mapping.items())
+    if isinstance(left, list | tuple):
+        items = cast("list[Any]", left)
+        return len(items) == len(right) and all(map(same, items, right))
     return repr(left) == repr(right)
+
+
+def bytes_of(tensor: torch.Tensor) -> bytes:
+    return tensor.contiguous().numpy().tobytes()
 
 
 def state(step: int) -> TrainingState:
@@ -137,6 +142,15 @@ def names(folder: Path) -> list[str]:
 
 def latest(folder: Path) -> Checkpoint:
     return load_latest(folder, CONFIG_HASH)
+
+
+def no_fsync(descriptor: int) -> None:
+    """Instead of os.fsync: what that secures is not seen from a test, and it takes most of a save's time."""
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "fsync", no_fsync)
 
 
 @pytest.fixture(scope="module")
@@ -197,7 +211,8 @@ def test_a_checkpoint_of_the_start_has_no_optimizer_state_yet(tmp_path: Path) ->
 def test_what_accelerate_prepared_is_saved_and_restored(tmp_path: Path) -> None:
     def prepared(seed: int) -> Trained:
         bare = make(seed)
-        _, optimizer, scheduler = Accelerator(cpu=True).prepare(bare.model, bare.optimizer, bare.scheduler)
+        accelerator: Any = Accelerator(cpu=True)
+        _, optimizer, scheduler = accelerator.prepare(bare.model, bare.optimizer, bare.scheduler)
         return Trained(bare.model, optimizer, scheduler)
 
     unbroken, resumed = prepared(1), prepared(2)
@@ -212,8 +227,8 @@ def test_what_accelerate_prepared_is_saved_and_restored(tmp_path: Path) -> None:
 def test_weights_of_mixed_types_are_not_rounded(tmp_path: Path) -> None:
     def mixed(seed: int) -> Trained:
         made = make(seed)
-        made.model.to(torch.bfloat16)
-        made.model.model.norm.to(torch.float32)
+        made.model.bfloat16()
+        made.model.model.norm.float()
         torch.nn.init.normal_(made.model.model.norm.weight)
         return made
 
@@ -231,7 +246,7 @@ def test_a_checkpoint_is_a_models_folder(two: Path, trained: Trained) -> None:
     tokens = torch.tensor([[3, 4, 5]])
     with torch.no_grad():
         assert torch.equal(model(tokens).logits, trained.model(tokens).logits)
-    assert tokenizer("w3 w7")["input_ids"] == [3, 7]
+    assert tokenizer.convert_tokens_to_ids(["w3", "w7"]) == [3, 7]
 
 
 def test_restored_tensors_do_not_depend_on_the_file(two: Path) -> None:
@@ -246,19 +261,14 @@ def test_restored_tensors_do_not_depend_on_the_file(two: Path) -> None:
     assert same(one.everything(), other.everything())
 
 
-@pytest.mark.parametrize(
-    ("other", "message"),
-    [
-        (lambda: make_model(1, hidden=4), r"model.embed_tokens.weight has shape \(16, 8\) there, \(16, 4\) here"),
-        (lambda: torch.nn.ParameterDict({"w": torch.nn.Parameter(torch.zeros(1))}), None),
-    ],
-)
-def test_another_model_is_refused(two: Path, other: Callable[[], Any], message: str | None) -> None:
-    if message is None:
-        pytest.skip("only models of transformers can be restored")
+def test_another_model_is_refused(two: Path) -> None:
     trained = make(1)
+    message = r"step-000100 holds another model: lm_head.weight has shape \(16, 8\) there, \(16, 4\) here"
     with pytest.raises(ValueError, match=message):
-        latest(two).restore(other(), trained.optimizer, trained.scheduler)
+        latest(two).restore(make_model(1, hidden=4), trained.optimizer, trained.scheduler)
+    deeper = make_model(1, layers=2)
+    with pytest.raises(ValueError, match=r"layers\.1\..* has shape None there"):
+        latest(two).restore(deeper, trained.optimizer, trained.scheduler)
 
 
 def test_another_optimizer_is_refused(two: Path) -> None:
@@ -305,7 +315,7 @@ def test_a_state_is_split_into_json_and_tensors() -> None:
         ]
     }
     assert list(tensors) == ["optimizer/state/0/step"]
-    back = unpack_state(packed, tensors)
+    back: dict[str, Any] = unpack_state(packed, tensors)
     assert same(back, given_state)
     back["state"][0]["step"].zero_()
     assert moment.tolist() == [1.0, 2.0]
@@ -370,7 +380,7 @@ def test_a_number_that_is_not_finite_is_kept(tmp_path: Path) -> None:
 
 def flip_a_bit(file: Path) -> None:
     content = bytearray(file.read_bytes())
-    content[len(content) // 2] ^= 1
+    content[0] ^= 1
     file.write_bytes(content)
 
 
@@ -383,7 +393,7 @@ def replace_by_folder(file: Path) -> None:
     file.mkdir()
 
 
-@pytest.mark.parametrize("damage", [flip_a_bit, cut_in_half, Path.unlink, replace_by_folder])
+@pytest.mark.parametrize("damage", [flip_a_bit, cut_in_half, os.unlink, replace_by_folder])
 @pytest.mark.parametrize("name", ["model.safetensors", "updates.safetensors", "updates.json", "manifest.json"])
 def test_a_bad_checkpoint_is_set_aside_and_the_one_before_is_taken(
     two: Path, name: str, damage: Callable[[Path], object], caplog: pytest.LogCaptureFixture
@@ -506,62 +516,52 @@ class KilledError(BaseException):
 
 
 class Killer:
-    """Counts calls that change the file system and ends the process at one of them, before or after its effect."""
+    """Ends the process at one of its calls that change or secure the file system, instead of that call."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.left = math.inf
-        self.after = False
         for name in ("fsync", "replace", "mkdir", "rmdir", "unlink"):
             monkeypatch.setattr(os, name, self.counted(getattr(os, name)))
-        monkeypatch.setattr(builtins, "open", self.counted(builtins.open))
 
     def counted(self, call: Callable[..., Any]) -> Callable[..., Any]:
         def counting(*arguments: Any, **options: Any) -> Any:
             self.left -= 1
-            if self.left == 0 and not self.after:
-                raise KilledError
-            result = call(*arguments, **options)
             if self.left == 0:
                 raise KilledError
-            return result
+            return call(*arguments, **options)
 
         return counting
 
-    def kills(self, action: Callable[[], object]) -> Iterator[int]:
+    def kills(self, prepare: Callable[[], object], action: Callable[[], object]) -> Iterator[int]:
         """Yield after each kill of the action, at its first call, its second, ..., until it runs to its end."""
-        for moment in range(1, 1000):
+        for moment in itertools.count(1):
+            prepare()
             self.left = moment
             try:
                 action()
             except KilledError:
-                self.left = math.inf
                 yield moment
             else:
-                self.left = math.inf
                 return
+            finally:
+                self.left = math.inf
 
 
-@pytest.mark.parametrize("after", [False, True])
 @pytest.mark.parametrize("step", [150, 100])
 def test_a_kill_at_any_moment_leaves_a_good_checkpoint(
-    saved_twice: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: int, after: bool
+    saved_twice: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: int
 ) -> None:
     before, new = state(100), replace(state(step), version=1000)
     contents = make(seed=5).contents
     killer = Killer(monkeypatch)
-    killer.after = after
     folder = tmp_path / "checkpoints"
     found: list[TrainingState] = []
 
-    def begin_and_save() -> None:
-        # Each time from the same start, which is made outside the count.
-        moment, killer.left = killer.left, math.inf
+    def prepare() -> None:
         shutil.rmtree(folder, ignore_errors=True)
         shutil.copytree(saved_twice, folder)
-        killer.left = moment
-        save_checkpoint(folder, contents, new)
 
-    for _ in killer.kills(begin_and_save):
+    for _ in killer.kills(prepare, lambda: save_checkpoint(folder, contents, new)):
         found.append(latest(folder).state)
         # No whole checkpoint was taken for a bad one, and the next save finds its way.
         assert not [name for name in names(folder) if ".bad" in name]
@@ -569,24 +569,24 @@ def test_a_kill_at_any_moment_leaves_a_good_checkpoint(
         kept = ["step-000050", "step-000100"] if step == 100 else ["step-000100", "step-000150"]
         assert names(folder) == kept
         assert latest(folder).state == new
-    assert set(map(repr, found)) == {repr(before), repr(new)}
-    # Old ones, then new ones, and never back.
+    # The old one, and from one moment on the new one.
+    assert {one == new for one in found} == {True, False}
     assert found == sorted(found, key=lambda one: one == new)
-    assert len(found) > 25
+    assert all(one in (before, new) for one in found)
+    assert len(found) > 20
 
 
 def test_all_is_on_the_disk_before_the_checkpoint_has_its_name(
     tmp_path: Path, trained: Trained, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     synced: list[int] = []
-    fsync, os_replace = os.fsync, os.replace
+    os_replace = os.replace
 
     def inode(path: Path) -> int:
         return path.stat()[stat.ST_INO]
 
     def recorded(descriptor: int) -> None:
         synced.append(os.fstat(descriptor).st_ino)
-        fsync(descriptor)
 
     def checked(source: Path, target: Path) -> None:
         if target.name == "step-000001":

@@ -9,7 +9,7 @@ from forkgym.trainers.algorithms import ALGORITHMS, make_samples, shuffled_rewar
 from forkgym.trainers.packing import make_sample, merge_equal, micro_batches, pad
 from forkgym.trainers.types import Sample
 
-from .small_trees import three_leaves
+from tests.trainers.small_trees import three_leaves
 
 
 def test_a_row_is_prompt_turn_observation_turn() -> None:

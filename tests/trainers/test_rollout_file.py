@@ -15,7 +15,7 @@ from forkgym.agents.base import FinishReason
 from forkgym.envs.tasks import StopReason
 from forkgym.trainers.rollout_file import read_rollouts, write_rollouts
 from forkgym.trainers.types import Group, Trajectory, Turn
-from .small_trees import three_leaves
+from tests.trainers.small_trees import three_leaves
 
 NUMBERS = st.floats(allow_nan=False, allow_infinity=False)
 TEXTS = st.text()

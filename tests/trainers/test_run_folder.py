@@ -21,7 +21,7 @@ from forkgym.trainers.command_line import parse_command_line
 from forkgym.trainers.config import RolloutConfig, TrainerConfig
 from forkgym.trainers.rollout_file import read_rollouts
 from forkgym.trainers.run_folder import CONTENTS, RunFolder, refuse_existing_run
-from .small_trees import three_leaves
+from tests.trainers.small_trees import three_leaves
 
 
 @dataclass(frozen=True)
@@ -285,7 +285,11 @@ def test_figures_are_exact_and_those_that_are_not_finite_are_null(
 
 def test_metrics_are_on_the_disk_before_the_step_ends(run: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:
     lengths: list[int] = []
-    monkeypatch.setattr(os, "fsync", lambda descriptor: lengths.append(os.fstat(descriptor).st_size))
+
+    def recorded(descriptor: int) -> None:
+        lengths.append(os.fstat(descriptor).st_size)
+
+    monkeypatch.setattr(os, "fsync", recorded)
     run.append_metrics({"step": 1})
     assert lengths[0] == len('{"step": 1}\n')
     run.append_metrics({"step": 2})

@@ -8,7 +8,7 @@ import pytest
 
 from forkgym.trainers.types import Sample
 
-from .small_trees import three_leaves, trajectory, turn
+from tests.trainers.small_trees import three_leaves, trajectory, turn
 
 
 def test_path_goes_from_the_first_turn_to_the_leaf() -> None:
