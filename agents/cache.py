@@ -42,11 +42,8 @@ class Plan:
 class SlotLayer(CacheLayerMixin):
     """Keys and values of one layer, [slots, kv heads, capacity + 1, head size]; the last column is for rubbish."""
 
-    keys: torch.Tensor
-    values: torch.Tensor
-
     def __init__(self, owner: SlotCache) -> None:
-        super().__init__()
+        CacheLayerMixin.__init__(self)
         self.owner = owner
 
     def lazy_initialization(self, key_states: torch.Tensor, value_states: torch.Tensor) -> None:
@@ -66,7 +63,12 @@ class SlotLayer(CacheLayerMixin):
         """Write the new states where the plan says and return what the plan's rows attend to."""
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
-        return self._write_and_read(self.keys, key_states), self._write_and_read(self.values, value_states)
+        keys, values = self._stores()
+        return self._write_and_read(keys, key_states), self._write_and_read(values, value_states)
+
+    def _stores(self) -> tuple[torch.Tensor, torch.Tensor]:
+        assert self.keys is not None and self.values is not None
+        return self.keys, self.values
 
     def _write_and_read(self, store: torch.Tensor, states: torch.Tensor) -> torch.Tensor:
         plan = self.owner.plan
@@ -86,24 +88,21 @@ class SlotLayer(CacheLayerMixin):
         """Move the contents into an allocation of the owner's present capacity."""
         if not self.is_initialized:
             return
-        old_keys, old_values = self.keys, self.values
-        self.lazy_initialization(old_keys, old_values)
-        kept = old_keys.shape[2] - 1
-        self.keys[:, :, :kept] = old_keys[:, :, :kept]
-        self.values[:, :, :kept] = old_values[:, :, :kept]
+        old_stores = self._stores()
+        self.lazy_initialization(*old_stores)
+        for old, new in zip(old_stores, self._stores(), strict=True):
+            kept = old.shape[2] - 1  # not the rubbish
+            new[:, :, :kept] = old[:, :, :kept]
 
     def copy(self, sources: torch.Tensor, targets: torch.Tensor, length: int) -> None:
         """Copy the first ``length`` columns of each source slot, int64 [n], to its target; all are read first."""
-        if not self.is_initialized:
-            return
-        for store in (self.keys, self.values):
+        for store in self._stores() if self.is_initialized else ():
             store[targets, :, :length] = store[:, :, :length].index_select(0, sources)
 
     def reset(self) -> None:
         """Forget everything and free the memory."""
-        if self.is_initialized:
-            del self.keys, self.values
-            self.is_initialized = False
+        self.keys = self.values = None
+        self.is_initialized = False
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
         """Columns read by the forward under way, and the first of them."""

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 from importlib import resources
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import cast
 
+import torch
 from safetensors import SafetensorError
-
-if TYPE_CHECKING:
-    import torch
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 EMBEDDED = "embedded"  # names the policy that is shipped with the package
 
@@ -32,8 +30,6 @@ def load_model(name_or_path: str, dtype: torch.dtype) -> PreTrainedModel:
     Raises:
         ValueError: Nothing there is a causal LM.
     """
-    from transformers import AutoModelForCausalLM
-
     try:
         model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(model_location(name_or_path), dtype=dtype)
     except (OSError, ValueError, KeyError, SafetensorError) as error:
@@ -50,10 +46,8 @@ def load_tokenizer(name_or_path: str) -> PreTrainedTokenizerBase:
     Raises:
         ValueError: Nothing there is a tokenizer, or `check_tokenizer` refuses it.
     """
-    from transformers import AutoTokenizer
-
     try:
-        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(model_location(name_or_path))
+        tokenizer = cast(PreTrainedTokenizerBase, AutoTokenizer.from_pretrained(model_location(name_or_path)))
     except (OSError, ValueError, KeyError) as error:
         raise ValueError(unusable("tokenizer", name_or_path, error)) from error
     check_tokenizer(tokenizer, name_or_path)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import numpy as np
 import torch
@@ -70,7 +70,7 @@ class TransformersAgent:
     ) -> None:
         if slots < 1:
             raise ValueError(f"slots is {slots}, expected 1 or more")
-        check_tokenizer(tokenizer, str(tokenizer.name_or_path))
+        check_tokenizer(tokenizer, cast(str, tokenizer.name_or_path))
         self._codec = TokenizerCodec(tokenizer)
         self._model = SlotModel(model, slots)
         self._modules = list(model.modules())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import inspect
 from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, Any
@@ -33,6 +34,11 @@ class EnvConfig:
     """Difficulty of generated tasks, 1 to 3; 1 by default."""
     max_turns: int | None = None
     """Policy turns of an episode, at most; each environment's own limit by default."""
+
+    def __post_init__(self) -> None:
+        """Check that there is an environment."""
+        if not self.id:
+            raise ValueError("env.id is empty, expected at least one environment")
 
 
 def make_envs(config: EnvConfig) -> dict[str, gym.Env[str, str]]:
@@ -81,8 +87,7 @@ def creator(env_id: str) -> Any:
     import gymnasium as gym
     from gymnasium.envs.registration import load_env_creator
 
-    import forkgym.envs  # noqa: F401 - registers the ids
-
+    importlib.import_module("forkgym.envs")  # registers the ids
     try:
         entry_point = gym.spec(env_id).entry_point
     except gym.error.Error as error:

@@ -30,7 +30,7 @@ def draw_names(rng: np.random.Generator, split: str, count: int) -> list[str]:
     """Draw ``count`` different names of a split."""
     names: dict[str, None] = {}
     while len(names) < count:
-        numbers = rng.integers(len(SYLLABLES), size=SYLLABLES_PER_NAME).tolist()
+        numbers = [int(number) for number in rng.integers(len(SYLLABLES), size=SYLLABLES_PER_NAME)]
         if sum(numbers) % 2 == SPLITS.index(split):
             names["".join(SYLLABLES[number] for number in numbers).capitalize()] = None
     return list(names)

@@ -36,11 +36,14 @@ class EvaluateConfig:
 
 def main(config: EvaluateConfig) -> int:
     """Evaluate, print the table, write the file."""
+    from transformers.utils.logging import disable_progress_bar
+
     from forkgym.agents.building import make_agent
     from forkgym.envs.config import make_held_out_envs
     from forkgym.trainers.evaluation import evaluate
     from forkgym.trainers.reporting import print_table, result_table
 
+    disable_progress_bar()  # of loading and saving models
     with user_errors():
         split = None if config.env.split == "held-out" else config.env.split
         envs = make_held_out_envs(replace(config.env, split="test"), split, config.env.path)

@@ -105,6 +105,7 @@ def train_tokenizer(size: int, envs: Sequence[ToolEnv], rng: np.random.Generator
         ]
     )
     tokenizer.decoder = decoders.ByteLevel()
+    # Their numbers are their places: padding is 0, the end token 1.
     control = [AddedToken(text, special=True, normalized=False) for text in (PAD, END, USER, POLICY, *MARKERS)]
     trainer = trainers.BpeTrainer(
         vocab_size=size,
@@ -137,8 +138,8 @@ def build_model(config: PolicyConfig, tokenizer: PreTrainedTokenizerFast) -> Qwe
             head_dim=32,
             max_position_embeddings=4096,
             tie_word_embeddings=True,
-            pad_token_id=tokenizer.pad_token_id,
-            eos_token_id=tokenizer.eos_token_id,
+            pad_token_id=0,
+            eos_token_id=1,
             bos_token_id=None,
         )
     )

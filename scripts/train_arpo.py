@@ -83,6 +83,7 @@ def set_up(config: TrainConfig) -> tuple[Session, TrainingState, dict[str, Env]]
         ValueError: Something of the config can't be used; names it, and what was expected.
     """
     import torch
+    from transformers.utils.logging import disable_progress_bar
 
     from forkgym.agents.building import load_policy
     from forkgym.envs.config import make_envs, make_held_out_envs
@@ -90,6 +91,7 @@ def set_up(config: TrainConfig) -> tuple[Session, TrainingState, dict[str, Env]]
     from forkgym.trainers.loop import Session, make_learner
     from forkgym.trainers.run_folder import RunFolder
 
+    disable_progress_bar()  # of loading and saving models
     torch.manual_seed(config.seed)
     envs = make_envs(config.env)
     held_out = make_held_out_envs(config.env, config.evaluation.split, config.evaluation.path)

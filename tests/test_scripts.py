@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import os
+import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pytest
 from transformers import AutoTokenizer
 
 from forkgym.agents.loading import model_location
+from forkgym.trainers.reporting import Progress
 
 SCRIPTS = Path(__file__).resolve().parents[1] / "scripts"
 TINY_RUN = (
@@ -77,15 +81,25 @@ def test_a_run_leaves_what_the_readme_says_and_the_same_seed_the_same(tmp_path: 
     assert (run / "evaluation.json").read_text() == (tmp_path / "second" / "evaluation.json").read_text()
 
 
-def test_a_resumed_run_goes_on_as_if_it_had_not_stopped(tmp_path: Path) -> None:
-    whole, parts = str(tmp_path / "whole"), str(tmp_path / "parts")
-    assert train("--run_dir", whole, "--trainer.final_learning_rate", "1.0") == 0
-    # Two steps, then the third one: with a constant learning rate the number of steps changes nothing before it.
-    short = ["--trainer.num_steps", "2", "--trainer.final_learning_rate", "1.0"]
+def test_a_run_that_was_interrupted_goes_on_as_if_it_had_not_been(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    assert train("--run_dir", str(whole)) == 0
+
+    def interrupt(self: Progress, step: int, metrics: object) -> None:
+        if step == 2:
+            os.kill(os.getpid(), signal.SIGINT)  # as Ctrl-C does
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Progress, "update", interrupt)
+        assert train("--run_dir", str(parts)) == 130
+    assert f"--run_dir {parts} --resume" in capsys.readouterr().out
+    assert len(metrics(parts)) == 2
     script = load("train_arpo")
-    assert script.main(script.read_config([*TINY_RUN, "--run_dir", parts, *short])) == 0
-    assert script.main(script.read_config(["--run_dir", parts, "--resume", "--trainer.num_steps", "3"])) == 0
-    assert untimed(metrics(tmp_path / "parts")) == untimed(metrics(tmp_path / "whole"))
+    assert script.main(script.read_config(["--run_dir", str(parts), "--resume"])) == 0
+    assert untimed(metrics(parts)) == untimed(metrics(whole))
+    assert (parts / "evaluation.json").read_text() == (whole / "evaluation.json").read_text()
 
 
 @pytest.fixture
@@ -134,7 +148,7 @@ def test_a_tokenizer_without_an_end_or_padding_is_refused(
     refused: Callable[..., str], tmp_path: Path, missing: str
 ) -> None:
     folder = tmp_path / "model"
-    tokenizer = AutoTokenizer.from_pretrained(model_location("embedded"))
+    tokenizer: Any = AutoTokenizer.from_pretrained(model_location("embedded"))
     setattr(tokenizer, missing, None)
     tokenizer.save_pretrained(folder)
     assert missing in refused(train, "--agent.model", str(folder))

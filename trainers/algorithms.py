@@ -63,4 +63,4 @@ def make_samples(groups: Sequence[Group], rewards_PG: Sequence[Sequence[float]],
 def shuffled_rewards(groups: Sequence[Group], seed: int) -> list[tuple[float, ...]]:
     """Permute each group's rewards among its trajectories: as much signal in size, none in direction."""
     rng = np.random.default_rng(seed)
-    return [tuple(group.rewards[place] for place in rng.permutation(len(group.rewards))) for group in groups]
+    return [tuple(float(reward) for reward in rng.permutation(group.rewards)) for group in groups]

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import signal
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from types import FrameType
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -82,9 +82,9 @@ def make_learner(
         left = (config.num_steps - step) / max(1, config.num_steps - config.warmup_steps)
         return config.final_learning_rate + (1.0 - config.final_learning_rate) * max(0.0, left)
 
-    prepared_model, prepared_optimizer = accelerator.prepare(model, optimizer)
     scheduler = LambdaLR(optimizer, factor)
-    return Learner(accelerator, prepared_model, prepared_optimizer, pad_token, temperature), scheduler
+    prepared: Any = accelerator.prepare(model, optimizer)
+    return Learner(accelerator, prepared[0], prepared[1], pad_token, temperature), scheduler
 
 
 def draw_tasks(envs: Mapping[str, Env], count: int, seed: Sequence[int]) -> list[TaskRef]:
@@ -152,11 +152,11 @@ def train_step(
         rewards_PG = shuffled_rewards(rolled.groups, derive_seed(session.seed, SHUFFLE, step))
     learning_rate = float(session.scheduler.get_last_lr()[0])
     outcome = update(session.learner, rolled.groups, rewards_PG, trainer)
-    session.scheduler.step()
+    if not outcome["step_skipped"]:
+        session.scheduler.step()
     trained = time.perf_counter()
 
-    model = session.learner.accelerator.unwrap_model(session.learner.model)
-    session.agent.load_weights(model, state.version + 1)
+    session.agent.load_weights(session.saved.model, state.version + 1)
     metrics = {
         "step": step + 1,
         **rollout_metrics(rolled.groups),
@@ -191,7 +191,7 @@ class StopSwitch:
 
 
 @contextmanager
-def stop_on_interrupt() -> Iterator[StopSwitch]:
+def stop_on_interrupt() -> Generator[StopSwitch]:
     """Let the first Ctrl-C end the run after the step at hand; a second one ends it at once."""
     switch = StopSwitch()
     before = signal.getsignal(signal.SIGINT)

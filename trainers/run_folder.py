@@ -251,7 +251,7 @@ def config_text(config: DataclassInstance) -> str:
     Raises:
         ValueError: Something in them is no setting.
     """
-    return yaml.safe_dump(settings_of(config), sort_keys=False, allow_unicode=True)
+    return yaml.safe_dump(settings_of(config), sort_keys=False, allow_unicode=False)
 
 
 def settings_of(config: DataclassInstance) -> dict[str, Any]:

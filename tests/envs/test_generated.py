@@ -9,13 +9,14 @@ from typing import Any
 import gymnasium as gym
 import pytest
 
-import forkgym.envs  # noqa: F401 - registers the ids
+import forkgym.envs
 from forkgym.envs.base import ToolEnv
 from forkgym.envs.multihop import HOPS, MultiHopTaskset, volume_index
 from forkgym.envs.names import split_of
 from forkgym.envs.wordmath import LEVELS, WordMathTaskset
 from forkgym.tools.calculator import evaluate
 
+assert forkgym.envs.ENVS  # the import registers the ids
 GENERATED = ("forkgym/WordMath-v0", "forkgym/MultiHop-v0")
 ANNOTATION = re.compile(r"<<([^=]+)=([^>]+)>>")
 NAME = re.compile(r"\b[A-Z](?:[a-z]{5})\b")
@@ -34,7 +35,7 @@ def test_the_oracle_solves_every_task(env_id: str, split: str, difficulty: int) 
     env = make(env_id, split=split, difficulty=difficulty)
     for index in range(40):
         env.reset(options={"index": index})
-        reward = 0.0
+        reward, terminated, info = 0.0, False, dict[str, Any]()
         for step in env.current_task.solution:
             _, reward, terminated, truncated, info = env.step(env.grammar.render_step(step))
             assert not truncated

@@ -106,18 +106,18 @@ def make(seed: int, *, tied: bool = True) -> Trained:
     return Trained(model, optimizer, LambdaLR(optimizer, lambda step: 0.9**step))
 
 
-def same(left: Any, right: Any) -> bool:
+def same(left: object, right: Any) -> bool:
     """Equal in values to the bit and in types, at any depth."""
-    if type(left) is not type(right):  # pyright: ignore[reportUnknownArgumentType]
+    if type(left) is not type(right):
         return False
     if isinstance(left, torch.Tensor):
         alike = left.dtype == right.dtype and left.shape == right.shape
         return alike and bytes_of(left) == bytes_of(right)
     if isinstance(left, dict):
-        mapping = cast("dict[Any, Any]", left)
+        mapping = cast("dict[object, object]", left)
         return same(list(mapping), list(right)) and all(same(item, right[key]) for key, item in mapping.items())
     if isinstance(left, list | tuple):
-        items = cast("list[Any]", left)
+        items = cast("list[object]", left)
         return len(items) == len(right) and all(map(same, items, right))
     return repr(left) == repr(right)
 
@@ -352,7 +352,7 @@ def test_any_state_comes_back_as_it_was(value: object) -> None:
 @pytest.mark.parametrize(
     ("value", "message"),
     [
-        ({"a": [OrderedDict(b=1)]}, "optimizer/a/0: cannot store a OrderedDict"),
+        ({"a": [OrderedDict[str, int](b=1)]}, "optimizer/a/0: cannot store a OrderedDict"),
         ({"a": {1, 2}}, "optimizer/a: cannot store a set"),
         ({"a": len}, "optimizer/a: cannot store a builtin_function_or_method"),
         ({"a": {0.5: 1}}, r"optimizer/a: cannot store the key 0\.5"),
