@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from importlib import resources
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 EMBEDDED = "embedded"  # names the policy that is shipped with the package
+# What transformers raises for a folder or name that holds nothing, half of what is needed, or broken files.
+UNUSABLE = (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError, StrictDataclassError)
 
 
 def model_location(name_or_path: str) -> str:
@@ -31,9 +34,16 @@ def load_model(name_or_path: str, dtype: torch.dtype) -> PreTrainedModel:
         ValueError: Nothing there is a causal LM.
     """
     try:
-        model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(model_location(name_or_path), dtype=dtype)
-    except (OSError, ValueError, KeyError, SafetensorError) as error:
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
+            model_location(name_or_path), dtype=dtype, output_loading_info=True
+        )
+    except UNUSABLE as error:
         raise ValueError(unusable("model", name_or_path, error)) from error
+    model: PreTrainedModel = loaded[0]
+    # transformers would go on with random weights in their place.
+    missing = sorted(loaded[1]["missing_keys"])
+    if missing:
+        raise ValueError(f"model {name_or_path!r}: {len(missing)} weights are missing, {missing[0]} for one")
     return model
 
 
@@ -48,7 +58,7 @@ def load_tokenizer(name_or_path: str) -> PreTrainedTokenizerBase:
     """
     try:
         tokenizer = cast(PreTrainedTokenizerBase, AutoTokenizer.from_pretrained(model_location(name_or_path)))
-    except (OSError, ValueError, KeyError) as error:
+    except UNUSABLE as error:
         raise ValueError(unusable("tokenizer", name_or_path, error)) from error
     check_tokenizer(tokenizer, name_or_path)
     return tokenizer

@@ -76,6 +76,7 @@ class PolicyConfig:
 
 def main(config: PolicyConfig) -> None:
     """Train the tokenizer and the model, then save both."""
+    torch.set_num_threads(1)  # sums in another order would end in other weights
     torch.manual_seed(config.seed)
     rng = np.random.default_rng(config.seed)
     teachers = [(WordMathEnv(split="train"), careless_math), (MultiHopEnv(split="train"), careless_search)]

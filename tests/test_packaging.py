@@ -161,7 +161,7 @@ def test_every_imported_library_is_declared() -> None:
         for path in paths
         for top in {name.partition(".")[0] for name in imported_names(path.read_text(encoding="utf-8"))}
         if top not in own
-        and top not in sys.stdlib_module_names
+        and top not in {*sys.stdlib_module_names, "_typeshed"}  # stubs, for type checkers alone
         # A library of an extra that is not installed here goes by its module's name.
         and declared.isdisjoint(map(normalised, distributions.get(top, [top])))
     }
