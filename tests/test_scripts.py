@@ -72,8 +72,8 @@ def test_a_run_leaves_what_the_readme_says_and_the_same_seed_the_same(tmp_path: 
     rows = metrics(run)
     assert [row["step"] for row in rows] == [1, 2, 3]
     wanted = (
-        "reward/mean reward/std accuracy groups/valid_fraction turns/mean tool_calls/mean tokens/sampled tokens/trained "
-        "entropy/mean loss grad_norm accuracy/forkgym/WordMath-v0 accuracy/forkgym/MultiHop-v0"
+        "reward/mean reward/std accuracy groups/valid_fraction turns/mean tool_calls/mean tokens/sampled "
+        "tokens/trained entropy/mean loss grad_norm accuracy/forkgym/WordMath-v0 accuracy/forkgym/MultiHop-v0"
     ).split()
     assert all(name in row for row in rows for name in (*wanted, *TIMES))
     assert all(row["logprob_gap"] < 1e-4 for row in rows)

@@ -21,7 +21,7 @@ import os
 import re
 import shutil
 import sys
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, cast
@@ -150,7 +150,7 @@ def save_checkpoint(folder: Path, contents: Contents, state: TrainingState, keep
         The new checkpoint's folder, which is a model's folder as well.
 
     Raises:
-        ValueError: ``keep`` is below 1, or the optimizer's or scheduler's state holds something that JSON and
+        ValueError: ``keep`` is below 1; or the state, the optimizer's or the scheduler's, holds something that JSON and
             safetensors cannot store exactly.
     """
     if keep < 1:
@@ -224,7 +224,8 @@ def write_contents(folder: Path, contents: Contents, state: TrainingState) -> No
     packed = {name: pack_state(part, name, tensors) for name, part in states.items()}
     (folder / UPDATES).write_text(json.dumps(packed, allow_nan=False), encoding="utf-8")
     safetensors.torch.save_file(tensors, folder / UPDATES_TENSORS)
-    (folder / TRAINING).write_bytes(TRAINING_JSON.dump_json(state, indent=1))
+    # Not by pydantic, which writes null for a number that is not finite.
+    (folder / TRAINING).write_text(json.dumps(asdict(state), indent=1, allow_nan=False), encoding="utf-8")
 
 
 def seal(folder: Path, config_hash: str) -> None:

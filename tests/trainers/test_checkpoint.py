@@ -19,7 +19,7 @@ from typing import Any, cast
 import pytest
 import torch
 from accelerate import Accelerator
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, models
 from torch.optim.lr_scheduler import LambdaLR, ReduceLROnPlateau
@@ -108,7 +108,7 @@ def make(seed: int, *, tied: bool = True) -> Trained:
 
 def same(left: object, right: Any) -> bool:
     """Equal in values to the bit and in types, at any depth."""
-    if len({type(left), type(right)}) == 2:
+    if kind(left) != kind(right):
         return False
     if isinstance(left, torch.Tensor):
         alike = left.dtype == right.dtype and left.shape == right.shape
@@ -120,6 +120,10 @@ def same(left: object, right: Any) -> bool:
         items = cast("list[object]", left)
         return len(items) == len(right) and all(map(same, items, right))
     return repr(left) == repr(right)
+
+
+def kind(value: object) -> str:
+    return type(value).__qualname__
 
 
 def bytes_of(tensor: torch.Tensor) -> bytes:
@@ -300,6 +304,23 @@ def test_every_file_is_vouched_for_and_none_is_pickled(two: Path) -> None:
         "entropy_scale": {"count": 3, "mean": 0.1, "squares": 1 / 3},
         "skipped_steps": 1,
     }
+
+
+@settings(max_examples=20)
+@given(mean=st.floats(allow_nan=False, allow_infinity=False), squares=st.floats(0, 1e300))
+def test_where_training_stands_is_exact(
+    tmp_path_factory: pytest.TempPathFactory, trained: Trained, mean: float, squares: float
+) -> None:
+    folder = tmp_path_factory.mktemp("checkpoints")
+    stands = replace(state(1), entropy_scale=EntropyScale(2, mean, squares))
+    save_checkpoint(folder, trained.contents, stands)
+    assert repr(latest(folder).state) == repr(stands)
+
+
+def test_a_broken_scale_is_not_saved(two: Path, trained: Trained) -> None:
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        save_checkpoint(two, trained.contents, replace(state(150), entropy_scale=EntropyScale(2, math.nan, 0.0)))
+    assert latest(two).state.step == 100
 
 
 def test_a_state_is_split_into_json_and_tensors() -> None:
