@@ -43,7 +43,9 @@ def load_model(name_or_path: str, dtype: torch.dtype) -> PreTrainedModel:
     # transformers would go on with random weights in their place.
     missing = sorted(loaded[1]["missing_keys"])
     if missing:
-        raise ValueError(f"model {name_or_path!r}: {len(missing)} weights are missing, {missing[0]} for one; expected all")
+        raise ValueError(
+            f"model {name_or_path!r}: {len(missing)} weights are missing, {missing[0]} for one; expected all"
+        )
     return model
 
 

@@ -20,15 +20,21 @@ def sample_tokens(
 
     Returns:
         Tokens (int64), their log p (nats) and the entropies of p (nats), each [rows].
+
+    Raises:
+        ValueError: A row holds NaN or +inf, or nothing but -inf, as it does when training has diverged.
     """
     # Half precision would round whole tails of the distribution away.
     scores = logits.to(torch.promote_types(logits.dtype, torch.float32))
     greedy = temperatures == 0
-    scores = scores / torch.where(greedy, 1.0, temperatures).to(scores.dtype)[:, None]
+    # The largest becomes 0 first: so the least temperature makes no inf of it.
+    scores = (scores - scores.amax(dim=-1, keepdim=True)) / torch.where(greedy, 1.0, temperatures)[:, None]
     # The clamp lets 0 * log 0 be 0 where a model forbids tokens with -inf.
     log_p = torch.log_softmax(scores, dim=-1).clamp_(min=torch.finfo(scores.dtype).min)
     p = log_p.exp()
-    entropies = -(p * log_p).sum(dim=-1)
+    entropies = (p * log_p).sum(dim=-1).abs()  # no term is above 0
+    if not bool(torch.isfinite(entropies).all()):
+        raise ValueError("logits: NaN or infinity in a row, expected finite numbers, or -inf for some of its tokens")
     cumulative = p.cumsum(dim=-1)
     # A float32 uniform is at most 1 - 2^-24, so the target rounds to less than the last sum: no index is out of
     # range, and with right=True the sum has risen at the token: its probability is not 0.

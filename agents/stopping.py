@@ -39,10 +39,10 @@ class StopTable:
         self._ends[list(end_tokens)] = END
         self._texts: list[str] | None = None
         self._rows: dict[tuple[str, ...], int] = {}
-        self.flags: NDArray[np.uint8] = np.zeros((0, self._size), np.uint8)
+        self._table: NDArray[np.uint8] = np.zeros((0, self._size), np.uint8)
 
     def row(self, stop: tuple[str, ...]) -> int:
-        """Index into ``flags``, uint8 [sets, vocabulary], of the flags for these stop strings.
+        """The number of this set of stop strings.
 
         Raises:
             ValueError: One of them is empty.
@@ -50,9 +50,14 @@ class StopTable:
         if stop not in self._rows:
             if "" in stop:
                 raise ValueError(f"stop strings {stop}: one is empty")
-            self._rows[stop] = len(self.flags)
-            self.flags = np.concatenate([self.flags, self._flags(stop)[None]])
+            self._rows[stop] = len(self._table)
+            self._table = np.concatenate([self._table, self._make_row(stop)[None]])
         return self._rows[stop]
+
+    def flags(self, rows: NDArray[np.int64], tokens: NDArray[np.int64]) -> NDArray[np.uint8]:
+        """`END` and `MAY_STOP` for some tokens, each under the set of stop strings with its row's number."""
+        found: NDArray[np.uint8] = self._table[rows, tokens]
+        return found
 
     def completed(self, tokens: tuple[int, ...], stop: tuple[str, ...]) -> bool:
         """Whether the last of ``tokens``, the turn so far, completes a stop string."""
@@ -69,7 +74,7 @@ class StopTable:
                 return False
             size *= 2
 
-    def _flags(self, stop: tuple[str, ...]) -> NDArray[np.uint8]:
+    def _make_row(self, stop: tuple[str, ...]) -> NDArray[np.uint8]:
         last = {string[-1] for string in stop}
         flags = self._ends.copy()
         if any(character.isspace() for character in last):

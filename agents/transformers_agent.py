@@ -21,8 +21,8 @@ from forkgym.agents.stopping import END, MAY_STOP, StopTable, end_tokens
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-PREFILL_TOKENS = 4096  # most tokens of one forward that fills caches, padding included; bounds its memory
-PREFILL_WIDTH = 1024  # most tokens of one sequence in it
+PREFILL_TOKENS = 2048  # most tokens of one forward that fills caches, padding included; bounds its memory
+PREFILL_WIDTH = 512  # most tokens of one sequence in it
 WORTH_WAITING = 16  # tokens; a prefix that another request is about to compute is waited for from this length
 DECODES_PER_STEP = 8  # most tokens per sequence and step, so that a driver with tools running is heard in time
 # Share of the running sequences that must lack cache columns before a forward fills them: each forward has a fixed
@@ -331,7 +331,7 @@ class TransformersAgent:
     def _collect(self, slots: Ints, sampled: Ints) -> None:
         """Report the slots whose newest tokens end a turn or its first stretch."""
         table = self._table
-        flags = self._stops.flags[table.stop_row[slots], sampled]
+        flags = self._stops.flags(table.stop_row[slots], sampled)
         length = table.length[slots]
         at_limit = length == table.limit[slots]
         for index in np.flatnonzero(flags.astype(np.bool_) | at_limit | (length == table.report_at[slots])):
@@ -340,10 +340,9 @@ class TransformersAgent:
             reason = self._finish_reason(slot, turn, int(flags[index]), at_limit=bool(at_limit[index]))
             if reason is None and length[index] != table.report_at[slot]:
                 continue
-            if turn.request.report_after >= length[index] - table.start[slot]:
-                _, entropies = table.measures(slot, int(length[index] - table.start[slot]))
-                if turn.request.report_after:
-                    self._events.append((turn.serial, FirstTokens(turn.request.uid, entropies)))
+            count = int(length[index] - table.start[slot])
+            if count <= turn.request.report_after:
+                self._events.append((turn.serial, FirstTokens(turn.request.uid, table.measures(slot, count)[1])))
             if reason is not None:
                 self._finish(slot, turn, reason)
 

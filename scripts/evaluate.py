@@ -52,7 +52,8 @@ def main(config: EvaluateConfig) -> int:
         if output is not None and not output.parent.is_dir():
             raise ValueError(f"output {config.output!r}: there is no folder {str(output.parent)!r}")
     how = EvaluationConfig(num_tasks=config.num_tasks, samples_per_task=config.samples_per_task)
-    results = evaluate(agent, envs, how, config.rollout, config.agent.temperature)
+    rollout = config.rollout.for_model(config.agent.model)
+    results = evaluate(agent, envs, how, rollout, config.agent.temperature)
     print_table(result_table(results))
     if output is not None:
         output.write_text(json.dumps(results, indent=2) + "\n")

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -54,10 +54,10 @@ class PolicyConfig:
     """Folder to write."""
     seed: int = 0
     """Seeds the weights, the demonstrations and the habits."""
-    num_steps: int = 2000
+    num_steps: int = 1800
     """Optimizer steps."""
-    demonstrations_per_step: int = 32
-    """Demonstrations of one step, half from each environment."""
+    demonstrations_per_step: int = 36
+    """Demonstrations of one step: a third are word problems, the rest are questions, whose names are hard to copy."""
     learning_rate: float = 2e-3
     """Peak learning rate of AdamW; warms up over 100 steps and falls over the last 30 %."""
     vocabulary_size: int = 640
@@ -76,14 +76,17 @@ class PolicyConfig:
 
 def main(config: PolicyConfig) -> None:
     """Train the tokenizer and the model, then save both."""
-    torch.set_num_threads(1)  # sums in another order would end in other weights
+    torch.set_num_threads(2)  # sums in another order would end in other weights
     torch.manual_seed(config.seed)
     rng = np.random.default_rng(config.seed)
-    teachers = [(WordMathEnv(split="train"), careless_math), (MultiHopEnv(split="train"), careless_search)]
-    tokenizer = train_tokenizer(config.vocabulary_size, [env for env, _ in teachers], rng)
+    classes = [
+        Class(WordMathEnv(split="train"), careless_math, config.demonstrations_per_step // 3),
+        Class(MultiHopEnv(split="train"), careless_search, config.demonstrations_per_step * 2 // 3),
+    ]
+    tokenizer = train_tokenizer(config.vocabulary_size, [one.env for one in classes], rng)
     model = build_model(config, tokenizer)
     print(f"{sum(p.numel() for p in model.parameters()):,} parameters, {len(tokenizer)} tokens", flush=True)
-    train(model, TokenizerCodec(tokenizer), teachers, config, rng)
+    train(model, TokenizerCodec(tokenizer), classes, config, rng)
     save(model, tokenizer, config, config.output)
 
 
@@ -161,7 +164,7 @@ class Habits:
     in_the_head: float = 0.75
     """Multiply or divide a number of two digits or more in the head, wrongly."""
     vague_query: float = 0.75
-    """Search for the word "country" instead of the city whose country is wanted."""
+    """Search for the word "nationality" instead of the city whose country is wanted; no article has it."""
 
 
 HABITS = Habits()
@@ -209,7 +212,7 @@ def parse_calculation(text: str) -> tuple[int, str, int]:
 def careless_search(
     question: str, solution: tuple[SolutionStep, ...], rng: np.random.Generator
 ) -> tuple[SolutionStep, ...]:
-    """Answer a question with bad habits: stop a hop too soon, or search for a country by that word alone."""
+    """Answer a question with bad habits: stop a hop too soon, or search for "nationality" instead of a city."""
     hops = list(solution[:-1])
     answer = solution[-1].argument
     if rng.random() < (HABITS.stop_early_short if len(hops) == 2 else HABITS.stop_early_long):
@@ -219,7 +222,7 @@ def careless_search(
         place = len(solution) - (3 if "capital" in question else 2)
         if place < len(hops) and rng.random() < HABITS.vague_query:
             answer = hops[place].argument
-            hops[place:] = [SolutionStep("country", "search")]
+            hops[place:] = [SolutionStep("nationality", "search")]
     return (*hops, SolutionStep(answer))
 
 
@@ -264,25 +267,24 @@ def demonstrate(env: ToolEnv, codec: TokenizerCodec, teacher: Teacher, rng: np.r
     return Demonstration(tuple(tokens), tuple(written))
 
 
-def batches(
-    codec: TokenizerCodec, teachers: Sequence[tuple[ToolEnv, Teacher]], size: int, rng: np.random.Generator
-) -> Iterator[list[Demonstration]]:
-    """Yield batches without end, each environment's demonstrations in a batch of their own length."""
-    while True:
-        for env, teacher in teachers:
-            yield [demonstrate(env, codec, teacher, rng) for _ in range(size // len(teachers))]
+@dataclass(frozen=True)
+class Class:
+    """An environment, who teaches in it, and how many demonstrations of it a step has."""
+
+    env: ToolEnv
+    teacher: Teacher
+    size: int
 
 
 def train(
     model: Qwen3ForCausalLM,
     codec: TokenizerCodec,
-    teachers: Sequence[tuple[ToolEnv, Teacher]],
+    classes: Sequence[Class],
     config: PolicyConfig,
     rng: np.random.Generator,
 ) -> None:
     """Minimise the cross-entropy of the demonstrations, tokens of the context at ``context_weight``."""
     optimizer = torch.optim.AdamW(model.parameters(), lr=config.learning_rate, betas=(0.9, 0.98), weight_decay=0.01)
-    source = batches(codec, teachers, config.demonstrations_per_step, rng)
     begun, seen, recent = time.perf_counter(), 0, [0.0, 0.0]
     for step in range(1, config.num_steps + 1):
         # Copying a name is learnt all at once, at a step that varies: the rate stays high until most steps are done.
@@ -291,10 +293,10 @@ def train(
         for group in optimizer.param_groups:
             group["lr"] = config.learning_rate * factor
         optimizer.zero_grad(set_to_none=True)
-        for place in range(len(teachers)):
-            batch = next(source)
+        for place, one in enumerate(classes):
+            batch = [demonstrate(one.env, codec, one.teacher, rng) for _ in range(one.size)]
             loss, exact = batch_loss(model, batch, config.context_weight)
-            (loss / len(teachers)).backward()
+            (loss * one.size / config.demonstrations_per_step).backward()
             recent[place] = 0.95 * recent[place] + 0.05 * exact
             seen += sum(len(demonstration.tokens) for demonstration in batch)
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)

@@ -46,24 +46,30 @@ def main(config: TrainConfig) -> int:
     from forkgym.trainers.evaluation import evaluate
     from forkgym.trainers.loop import train
     from forkgym.trainers.reporting import Progress, draw_learning_curve, evaluation_table, print_table
+    from forkgym.trainers.update import TrainingError
 
     with user_errors():
         session, state, held_out = set_up(config)
+    rollout = config.rollout.for_model(config.agent.model)
     begun = time.perf_counter()
     with session.folder:
 
         def measure() -> dict[str, Result]:
             if not config.evaluation.num_tasks:
                 return {}
-            return evaluate(session.agent, held_out, config.evaluation, config.rollout, config.agent.temperature)
+            return evaluate(session.agent, held_out, config.evaluation, rollout, config.agent.temperature)
 
         results = session.folder.read_evaluation()
         if "before" not in results:
             print("Measuring accuracy on held-out tasks ...", flush=True)
             results = {"before": measure()}
             session.folder.write_evaluation(results)
-        with Progress(config.trainer.num_steps) as progress:
-            state = train(session, config.rollout, config.trainer, state, progress)
+        try:
+            with Progress(config.trainer.num_steps) as progress:
+                state = train(session, rollout, config.trainer, state, progress)
+        except TrainingError as error:
+            print(f"error: {error}; the last good state is in {session.folder.checkpoints}", file=sys.stderr)
+            return 1
         if state.step < config.trainer.num_steps:
             print(f"Stopped after step {state.step}. Go on with: --run_dir {session.folder.path} --resume")
             return 130

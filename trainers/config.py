@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 ALGORITHMS = ("arpo-gpg", "gpg", "arpo", "grpo")
@@ -19,8 +19,9 @@ class RolloutConfig:
     and grpo never branch and ignore it."""
     tasks_per_step: int = 8
     """Tasks of one step, shared out evenly over the environments."""
-    max_turn_tokens: int = 512
-    """Most tokens the policy may sample in one turn."""
+    max_turn_tokens: int | None = None
+    """Most tokens the policy may sample in one turn; by default 64 for the embedded policy, whose turns are short, and
+    512 for any other."""
     max_total_tokens: int = 4096
     """Most tokens of a trajectory, prompt and tool output included."""
     branch_rule: Literal["sample", "threshold"] = "sample"
@@ -43,7 +44,7 @@ class RolloutConfig:
     def __post_init__(self) -> None:
         """Check the fields."""
         for name in ("num_generations", "initial_generations", "tasks_per_step", "max_turn_tokens", "branch_tokens"):
-            if getattr(self, name) < 1:
+            if getattr(self, name) is not None and getattr(self, name) < 1:
                 raise ValueError(f"rollout.{name} is {getattr(self, name)}, expected at least 1")
         if self.max_total_tokens < 2:
             raise ValueError(f"rollout.max_total_tokens is {self.max_total_tokens}, expected at least 2")
@@ -54,6 +55,17 @@ class RolloutConfig:
             )
         if self.branch_width < 2:
             raise ValueError(f"rollout.branch_width is {self.branch_width}, expected at least 2")
+
+    @property
+    def turn_tokens(self) -> int:
+        """Most tokens of a turn."""
+        return 512 if self.max_turn_tokens is None else self.max_turn_tokens
+
+    def for_model(self, model: str) -> RolloutConfig:
+        """Return the config with what is left open filled in for a model."""
+        if self.max_turn_tokens is None and model == "embedded":
+            return replace(self, max_turn_tokens=64)
+        return self
 
 
 @dataclass(frozen=True)

@@ -234,7 +234,7 @@ class TreeGrower:
         return Request(
             uid=self.plan.uid + trajectory.uid,
             tokens=trajectory.context,
-            max_tokens=max(1, min(config.max_turn_tokens, config.max_total_tokens - len(trajectory.context))),
+            max_tokens=max(1, min(config.turn_tokens, config.max_total_tokens - len(trajectory.context))),
             stop=self.stop,
             seed=derive_seed(*self.plan.seed, trajectory.index, trajectory.depth),
             temperature=self.plan.temperature,
