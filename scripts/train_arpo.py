@@ -61,7 +61,7 @@ def main(config: TrainConfig) -> int:
 
         results = session.folder.read_evaluation()
         if "before" not in results:
-            print("Measuring accuracy on held-out tasks ...", flush=True)
+            print(f"Measuring accuracy on {evaluated_tasks(config)} ...", flush=True)
             results = {"before": measure()}
             session.folder.write_evaluation(results)
         try:
@@ -80,6 +80,13 @@ def main(config: TrainConfig) -> int:
     print_table(evaluation_table(results["before"], results["after"]))
     print(f"{time.perf_counter() - begun:.0f} s. Everything is in {session.folder.path}; the curve is {picture.name}.")
     return 0
+
+
+def evaluated_tasks(config: TrainConfig) -> str:
+    """Say what accuracy is measured on: a file is held out only where it is another one."""
+    if config.env.path is None or config.evaluation.path is not None:
+        return "held-out tasks"
+    return "the training file's first tasks (--evaluation.path names another file)"
 
 
 def set_up(config: TrainConfig) -> tuple[Session, TrainingState, dict[str, Env]]:

@@ -43,8 +43,8 @@ def test_copies_read_before_they_write() -> None:
     cache.reserve(2)
     cache.prepare(slice(0, 3), torch.tensor([[0, 1]] * 3), 2)
     new = torch.cat([states(1, 2), states(3, 4), states(5, 6)])
-    for layer in range(2):
-        cache.update(new, new, layer)
+    for index in range(2):
+        cache.update(new, new, index)
     cache.copy(torch.tensor([0, 1]), torch.tensor([1, 2]), 1)
     for layer in cache.layers:
         assert layer.keys is not None

@@ -11,7 +11,7 @@ from transformers import PreTrainedTokenizerFast
 
 from forkgym.agents.loading import check_tokenizer, load_model, load_tokenizer, model_location
 from forkgym.agents.transformers_agent import TransformersAgent
-from tests.agents.tiny import byte_tokenizer, make_model
+from tests.agents.tiny import byte_tokenizer, make_model, weight
 
 
 @pytest.fixture
@@ -31,7 +31,7 @@ def test_a_folder(folder: Path) -> None:
     model = load_model(str(folder), torch.float64)
     assert model.dtype == torch.float64
     torch.testing.assert_close(
-        model.get_input_embeddings().weight, make_model().get_input_embeddings().weight.double(), rtol=0, atol=0
+        weight(model, "model.embed_tokens.weight"), weight(make_model(dtype=torch.float64), "model.embed_tokens.weight")
     )
     assert len(load_tokenizer(str(folder))) == 262
 

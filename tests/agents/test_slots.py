@@ -2,35 +2,38 @@
 
 import numpy as np
 
-from forkgym.agents.slots import SlotTable, TurnPlan
+from forkgym.agents.slots import Floats, Ints, SlotTable, TurnPlan
 
 
-def array(*tokens: int) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
+def array(*tokens: int) -> Ints:
     return np.array(tokens, np.int64)
 
 
-def plan(limit: int, draws: int) -> TurnPlan:
-    uniforms = np.arange(draws, dtype=np.float32) / 10
-    return TurnPlan(limit, report_after=0, temperature=1.0, stop_row=0, uniforms=uniforms)
+def floats(*values: float) -> Floats:
+    return np.array(values, np.float32)
+
+
+def plan(limit: int, *uniforms: float) -> TurnPlan:
+    return TurnPlan(limit, report_after=0, temperature=1.0, stop_row=0, uniforms=floats(*uniforms))
 
 
 def test_two_turns_of_one_slot() -> None:
     table = SlotTable(2)
     table.begin_sequence(1, array(5, 6, 7), cached=0)
-    table.begin_turn(1, plan(5, 2))
+    table.begin_turn(1, plan(5, 0.5, 0.75))
     assert table.running().tolist() == [1]
     assert table.ready().tolist() == []  # two columns are missing
     table.cached[1] = 2
     assert table.ready().tolist() == [1]
-    assert table.next_uniforms(array(1)).tolist() == [0]
-    table.append(array(1), array(8), np.float32([-1]), np.float32([0.5]))
-    assert table.next_uniforms(array(1)).tolist() == [np.float32(0.1)]
-    table.append(array(1), array(9), np.float32([-2]), np.float32([0.25]))
+    assert table.next_uniforms(array(1)).tolist() == [0.5]
+    table.append(array(1), array(8), floats(-1), floats(0.5))
+    assert table.next_uniforms(array(1)).tolist() == [0.75]
+    table.append(array(1), array(9), floats(-2), floats(0.25))
     assert table.sampled(1) == (8, 9)
     assert table.measures(1, 2) == ((-1, -2), (0.5, 0.25))
     assert (table.length[1], table.cached[1], table.limit[1]) == (5, 4, 5)
     table.begin_sequence(1, array(5, 6, 7, 8, 9, 3), cached=4)
-    table.begin_turn(1, plan(8, 2))
+    table.begin_turn(1, plan(8, 0.125, 0.25))
     assert table.sampled(1) == ()
     assert table.ready().tolist() == []  # the last sampled token has no column yet
 

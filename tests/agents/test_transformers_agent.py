@@ -18,7 +18,17 @@ from forkgym.agents.base import Completion, FinishReason, Request
 from forkgym.agents.codec import TokenizerCodec
 from forkgym.agents.loading import load_tokenizer
 from forkgym.agents.transformers_agent import TransformersAgent
-from tests.agents.tiny import FAMILIES, byte_tokenizer, complete, completions, drive, finish, full_measures, make_model
+from tests.agents.tiny import (
+    FAMILIES,
+    byte_tokenizer,
+    complete,
+    completions,
+    drive,
+    finish,
+    full_measures,
+    make_model,
+    weight,
+)
 
 TOKENIZER = byte_tokenizer()
 CODEC = TokenizerCodec(TOKENIZER)
@@ -176,7 +186,7 @@ def test_another_seed_draws_other_tokens() -> None:
 def test_a_model_that_knows_nothing_is_uniform() -> None:
     model = make_model(tie_word_embeddings=False)
     with torch.no_grad():
-        model.get_output_embeddings().weight.zero_()
+        weight(model, "lm_head.weight").zero_()
     agent = make_agent(model)
     assert agent.vocabulary_size == 262
     completion = complete(agent, Request("x", (1,), 5, (), seed=0, temperature=0.3))
@@ -187,7 +197,7 @@ def test_a_model_that_knows_nothing_is_uniform() -> None:
 def test_greedy_is_argmax() -> None:
     model = make_model()
     completion = complete(make_agent(model), Request("x", (5, 6, 7), 8, (), seed=0, temperature=0.0))
-    tokens = (5, 6, 7)
+    tokens: tuple[int, ...] = (5, 6, 7)
     for token in completion.tokens:
         with torch.no_grad():
             logits = model(input_ids=torch.tensor([tokens])).logits[0, -1]
@@ -231,10 +241,10 @@ def forced(*tokens: int) -> TransformersAgent:
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.zero_()
-        model.transformer.ln_f.weight.fill_(1.0)
-        model.transformer.wpe.weight.copy_(torch.eye(96))
+        weight(model, "transformer.ln_f.weight").fill_(1.0)
+        weight(model, "transformer.wpe.weight").copy_(torch.eye(96))
         for position, token in enumerate(tokens):
-            model.lm_head.weight[token, position] = 100.0
+            weight(model, "lm_head.weight")[token, position] = 100.0
     return make_agent(model)
 
 
@@ -267,7 +277,7 @@ def test_weights_that_have_diverged_are_reported() -> None:
     model = make_model()
     agent = make_agent(model)
     with torch.no_grad():
-        model.get_input_embeddings().weight.fill_(math.nan)
+        weight(model, "model.embed_tokens.weight").fill_(math.nan)
     agent.submit(Request("x", (1, 2), 4, (), seed=0))
     with pytest.raises(ValueError, match="NaN or infinity"):
         finish(agent, {"x"})

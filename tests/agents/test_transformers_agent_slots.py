@@ -13,7 +13,7 @@ from forkgym.agents.base import Completion, FinishReason, FirstTokens, Request
 from forkgym.agents.codec import TokenizerCodec
 from forkgym.agents.slot_model import Ints, SlotModel
 from forkgym.agents.transformers_agent import TransformersAgent
-from tests.agents.tiny import byte_tokenizer, complete, completions, drive, finish, full_measures, make_model
+from tests.agents.tiny import byte_tokenizer, complete, completions, drive, finish, full_measures, make_model, weight
 
 TOKENIZER = byte_tokenizer()
 PROMPT = tuple(range(1, 41))
@@ -117,13 +117,11 @@ def test_a_slot_that_gets_a_prefix_gives_it_on_in_the_same_round() -> None:
 
 def test_more_requests_than_slots_are_taken_in_order() -> None:
     agent = make_agent(slots=2)
-    events = []
     for index in range(6):
         agent.submit(ask(f"r{index}", (index + 1,), 2))
-    order = []
+    order: list[str] = []
     while len(order) < 6:
-        events = agent.step()
-        for uid in completions(events):
+        for uid in completions(agent.step()):
             order.append(uid)
             agent.release(uid)
     assert order == [f"r{index}" for index in range(6)]
@@ -272,11 +270,11 @@ def test_weights_of_another_model_are_copied() -> None:
     agent = make_agent()
     other = make_model()
     with torch.no_grad():
-        other.get_input_embeddings().weight.mul_(0.5)
+        weight(other, "model.embed_tokens.weight").mul_(0.5)
     agent.load_weights(other, 1)
     check_measures(other, ask("a"), complete(agent, ask("a")))
     with torch.no_grad():  # a copy: what becomes of the other changes nothing
-        other.get_input_embeddings().weight.zero_()
+        weight(other, "model.embed_tokens.weight").zero_()
     check_measures(agent.model, ask("b"), complete(agent, ask("b")))
 
 

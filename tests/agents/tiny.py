@@ -66,12 +66,19 @@ def make_model(
     config = getattr(transformers, f"{prefix}Config")(**{**COMMON, "vocab_size": vocabulary, **differences, **settings})
     torch.manual_seed(0)
     suffix = "LMHeadModel" if prefix == "GPT2" else "ForCausalLM"
-    model = cast(PreTrainedModel, getattr(transformers, prefix + suffix)(config)).to(dtype)
+    made: Any = getattr(transformers, prefix + suffix)(config)
+    model = cast(PreTrainedModel, made.to(dtype))
     with torch.no_grad():
         for parameter in model.parameters():
             if parameter.dim() > 1:
                 parameter.normal_(std=0.25)
-    return model.eval()
+    model.eval()
+    return model
+
+
+def weight(model: PreTrainedModel, name: str) -> torch.nn.Parameter:
+    """A parameter by name."""
+    return dict(model.named_parameters())[name]
 
 
 def drive(agent: Agent, requests: Sequence[Request], limit: int = 1000) -> list[Event]:
@@ -114,4 +121,4 @@ def full_measures(
     log_p = torch.log_softmax(logits, dim=-1)
     entropies = torch.distributions.Categorical(logits=logits).entropy()
     chosen = log_p[torch.arange(len(sampled)), torch.tensor(sampled, dtype=torch.int64)]
-    return chosen.tolist(), entropies.tolist()
+    return [float(value) for value in chosen], [float(value) for value in entropies]
