@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 PREFILL_TOKENS = 2048  # most tokens of one forward that fills caches, padding included; bounds its memory
 PREFILL_WIDTH = 512  # most tokens of one sequence in it
+CHEAP_PADDING = 256  # tokens; so much padding costs a small model less than a further forward, more must be under half
 WORTH_WAITING = 16  # tokens; a prefix that another request is about to compute is waited for from this length
 DECODES_PER_STEP = 8  # most tokens per sequence and step, so that a driver with tools running is heard in time
 # Share of the running sequences that must lack cache columns before a forward fills them: each forward has a fixed
@@ -295,10 +296,11 @@ class TransformersAgent:
             width = min(int(missing.max(initial=0)), PREFILL_WIDTH)
             if not width:
                 return
-            longest_first = np.argsort(-missing, kind="stable")
-            # Half of what a batch computes at most is padding.
-            fits = longest_first[2 * missing[longest_first] >= width][: max(1, PREFILL_TOKENS // width)]
-            rows = running[np.sort(fits)]
+            longest_first = np.argsort(-missing, kind="stable")[: max(1, PREFILL_TOKENS // width)]
+            real = np.minimum(missing[longest_first], width).cumsum()
+            padding = width * np.arange(1, len(real) + 1) - real
+            most = int(np.flatnonzero(padding <= np.maximum(real, CHEAP_PADDING))[-1]) + 1
+            rows = running[np.sort(longest_first[:most])]
             starts = table.cached[rows]
             counts = np.minimum(table.length[rows] - 1 - starts, width)
             offsets = np.arange(width, dtype=np.int64)

@@ -39,10 +39,12 @@ def main(config: EvaluateConfig) -> int:
     from transformers.utils.logging import disable_progress_bar
 
     from forkgym.agents.building import make_agent
+    from forkgym.agents.memory import keep_freed_memory
     from forkgym.envs.config import make_held_out_envs
     from forkgym.trainers.evaluation import evaluate
     from forkgym.trainers.reporting import print_table, result_table
 
+    keep_freed_memory()
     disable_progress_bar()  # of loading and saving models
     with user_errors():
         split = None if config.env.split == "held-out" else config.env.split

@@ -23,6 +23,7 @@ from torch.nn import functional
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 
 from forkgym.agents.codec import TokenizerCodec
+from forkgym.agents.memory import keep_freed_memory
 from forkgym.envs.base import ToolEnv
 from forkgym.envs.multihop import MultiHopEnv
 from forkgym.envs.names import SYLLABLES
@@ -76,6 +77,7 @@ class PolicyConfig:
 
 def main(config: PolicyConfig) -> None:
     """Train the tokenizer and the model, then save both."""
+    keep_freed_memory()
     torch.set_num_threads(2)  # sums in another order would end in other weights
     torch.manual_seed(config.seed)
     rng = np.random.default_rng(config.seed)

@@ -43,11 +43,13 @@ class TrainConfig:
 
 def main(config: TrainConfig) -> int:
     """Evaluate, train, evaluate again, and leave the run's folder."""
+    from forkgym.agents.memory import keep_freed_memory
     from forkgym.trainers.evaluation import evaluate
     from forkgym.trainers.loop import train
     from forkgym.trainers.reporting import Progress, draw_learning_curve, evaluation_table, print_table
     from forkgym.trainers.update import TrainingError
 
+    keep_freed_memory()
     with user_errors():
         session, state, held_out = set_up(config)
     rollout = config.rollout.for_model(config.agent.model)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -31,7 +32,7 @@ def test_a_folder(folder: Path) -> None:
     model = load_model(str(folder), torch.float64)
     assert model.dtype == torch.float64
     torch.testing.assert_close(
-        weight(model, "model.embed_tokens.weight"), weight(make_model(dtype=torch.float64), "model.embed_tokens.weight")
+        weight(model, "model.embed_tokens.weight"), weight(make_model().double(), "model.embed_tokens.weight")
     )
     assert len(load_tokenizer(str(folder))) == 262
 
@@ -43,13 +44,17 @@ def test_the_embedded_name_is_a_folder_of_the_package() -> None:
     assert model_location("other/model") == "other/model"
 
 
+def load_float32(name: str) -> object:
+    return load_model(name, torch.float32)
+
+
+@pytest.mark.parametrize("load", [load_tokenizer, load_float32])
 @pytest.mark.parametrize("name", ["", "no/such-model", "no such folder", "/nonexistent/folder"])
-def test_a_name_of_nothing(name: str) -> None:
-    for load in (load_tokenizer, lambda value: load_model(value, torch.float32)):
-        with pytest.raises(ValueError, match="expected 'embedded', a folder that holds one, or a name on") as caught:
-            load(name)
-        assert f"{name!r}" in str(caught.value)
-        assert "\n" not in str(caught.value)
+def test_a_name_of_nothing(name: str, load: Callable[[str], object]) -> None:
+    with pytest.raises(ValueError, match="expected 'embedded', a folder that holds one, or a name on") as caught:
+        load(name)
+    assert f"{name!r}" in str(caught.value)
+    assert "\n" not in str(caught.value)
 
 
 def test_folders_that_are_broken(folder: Path) -> None:
