@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 PREFILL_TOKENS = 2048  # most tokens of one forward that fills caches, padding included; bounds its memory
 PREFILL_WIDTH = 512  # most tokens of one sequence in it
-CHEAP_PADDING = 256  # tokens; so much padding costs a small model less than a further forward, more must be under half
+CHEAP_PADDING = 64  # tokens; so much padding costs a small model less than a further forward, more must be under half
 WORTH_WAITING = 16  # tokens; a prefix that another request is about to compute is waited for from this length
 DECODES_PER_STEP = 8  # most tokens per sequence and step, so that a driver with tools running is heard in time
 # Share of the running sequences that must lack cache columns before a forward fills them: each forward has a fixed

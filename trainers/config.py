@@ -75,7 +75,7 @@ class TrainerConfig:
     algorithm: Literal["arpo-gpg", "gpg", "arpo", "grpo"] = "arpo-gpg"
     """arpo-gpg: branching rollouts, Group Policy Gradient; gpg: the same without branching; arpo: branching rollouts,
     clipped ratios; grpo: the same without branching."""
-    num_steps: int = 200
+    num_steps: int = 150
     """Optimizer steps, each on a fresh batch of rollouts."""
     learning_rate: float = 2e-4
     """Peak learning rate of AdamW."""
