@@ -14,9 +14,9 @@ TOP_PAD = 64 * 2**20  # bytes
 def keep_freed_memory() -> bool:
     """Tell glibc's allocator not to give memory back to the kernel.
 
-    By default every large tensor is a mapping of its own, which the kernel has to fill with zeros page by page when it is
-    made and takes back when it is freed. Where page faults are dear, as in many virtual machines, that takes most of the
-    time: it was measured to cost a rollout between a half and nine tenths of its speed.
+    By default every large tensor is a mapping of its own, which the kernel has to fill with zeros page by page when it
+    is made and takes back when it is freed. Where page faults are dear, as in many virtual machines, that takes most of
+    the time: the same rollout and update took 5 and 3 s a step with it and 0.7 and 0.4 s without on one of them.
 
     Returns:
         Whether there is such an allocator.

@@ -10,7 +10,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from transformers import AutoTokenizer
@@ -148,7 +148,7 @@ def test_a_tokenizer_without_an_end_or_padding_is_refused(
     refused: Callable[..., str], tmp_path: Path, missing: str
 ) -> None:
     folder = tmp_path / "model"
-    tokenizer: Any = AutoTokenizer.from_pretrained(model_location("embedded"))
+    tokenizer = cast("Any", AutoTokenizer.from_pretrained(model_location("embedded")))
     setattr(tokenizer, missing, None)
     tokenizer.save_pretrained(folder)
     assert missing in refused(train, "--agent.model", str(folder))

@@ -8,7 +8,7 @@ from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from types import FrameType
-from typing import Any, Protocol
+from typing import Protocol, cast
 
 import numpy as np
 import torch
@@ -83,8 +83,8 @@ def make_learner(
         return config.final_learning_rate + (1.0 - config.final_learning_rate) * max(0.0, left)
 
     scheduler = LambdaLR(optimizer, factor)
-    prepared: Any = accelerator.prepare(model, optimizer)
-    return Learner(accelerator, prepared[0], prepared[1], pad_token, temperature), scheduler
+    prepared = cast("tuple[torch.nn.Module, torch.optim.Optimizer]", accelerator.prepare(model, optimizer))
+    return Learner(accelerator, *prepared, pad_token, temperature), scheduler
 
 
 def draw_tasks(envs: Mapping[str, Env], count: int, seed: Sequence[int]) -> list[TaskRef]:

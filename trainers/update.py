@@ -76,9 +76,9 @@ def update(
         config: Algorithm, clipping, micro-batches.
 
     Returns:
-        ``loss``, ``grad_norm`` (before it is scaled down), ``correction``, ``tokens/trained`` (sampled tokens in the
-        forward pass: those with an advantage, of equal trajectories one), ``logprob_gap`` (largest difference between sampled and trained log-probs, nats),
-        ``step_skipped`` (1 where no step was made).
+        ``loss``; ``grad_norm`` (before it is scaled down); ``correction``; ``tokens/trained`` (sampled tokens in the
+        forward pass: those with an advantage, of equal trajectories one); ``logprob_gap`` (largest difference between
+        sampled and trained log-probs, nats); ``step_skipped`` (1 where no step was made).
 
     Raises:
         TrainingError: The loss or its gradient is not finite; the weights are as they were.

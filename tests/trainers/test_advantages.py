@@ -7,7 +7,6 @@ import math
 import pytest
 
 from forkgym.trainers.advantages import calibrated_advantages, group_advantages, group_correction
-
 from tests.trainers.small_trees import three_leaves
 
 

@@ -8,7 +8,6 @@ import torch
 from forkgym.trainers.algorithms import ALGORITHMS, make_samples, shuffled_rewards
 from forkgym.trainers.packing import make_sample, merge_equal, micro_batches, pad
 from forkgym.trainers.types import Sample
-
 from tests.trainers.small_trees import three_leaves
 
 

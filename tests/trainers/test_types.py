@@ -7,7 +7,6 @@ from dataclasses import replace
 import pytest
 
 from forkgym.trainers.types import Sample
-
 from tests.trainers.small_trees import three_leaves, trajectory, turn
 
 
