@@ -62,16 +62,35 @@ class Volume:
         return chain
 
 
-def write_volume(rng: np.random.Generator, split: str) -> Volume:
-    """Make up a volume: 4 countries, 6 cities, 8 people and 8 works."""
-    names = draw_names(rng, split, 26)
-    countries, cities, people, works = names[:4], names[4:10], names[10:18], names[18:]
+@dataclass(frozen=True, slots=True)
+class Level:
+    """One difficulty: over how many hops a question asks, and how much a volume is about."""
+
+    hops: tuple[int, int]
+    countries: int
+    cities: int
+    people: int
+    works: int
+
+
+LEVELS = {
+    1: Level((2, 3), countries=4, cities=6, people=8, works=8),
+    2: Level((3, 4), countries=12, cities=18, people=24, works=24),
+    3: Level((4, 5), countries=24, cities=36, people=48, works=48),
+}
+
+
+def write_volume(rng: np.random.Generator, split: str, level: Level) -> Volume:
+    """Make up a volume; the first cities are the capitals, and every two people are married."""
+    sizes = (level.countries, level.cities, level.people, level.works)
+    names = iter(draw_names(rng, split, sum(sizes)))
+    countries, cities, people, works = ([next(names) for _ in range(size)] for size in sizes)
     couples = {person: people[place ^ 1] for place, person in enumerate(people)}
-    country = {city: countries[place % 4] for place, city in enumerate(cities)}
+    country = {city: countries[place % len(countries)] for place, city in enumerate(cities)}
     return Volume(
-        maker={work: people[int(rng.integers(8))] for work in works},
+        maker={work: people[int(rng.integers(len(people)))] for work in works},
         kind={work: WORK_KINDS[int(rng.integers(4))] for work in works},
-        birthplace={person: cities[int(rng.integers(6))] for person in people},
+        birthplace={person: cities[int(rng.integers(len(cities)))] for person in people},
         spouse=couples,
         country=country,
         capital={name: cities[place] for place, name in enumerate(countries)},
@@ -116,13 +135,13 @@ QUESTION_KINDS = (
         "What is the capital of the country where the spouse of the maker of {start} was born?",
     ),
 )
-HOPS = {1: (2, 3), 2: (3, 4), 3: (4, 5)}
 
 
 @lru_cache(maxsize=512)
-def volume_index(split: str, number: int) -> tuple[Volume, PassageIndex]:
+def volume_index(split: str, difficulty: int, number: int) -> tuple[Volume, PassageIndex]:
     """Return a volume and the index over its articles, built once a process while it is in use."""
-    volume = write_volume(seeded(split, MULTIHOP_SEED, number), split)
+    rng = seeded(split, MULTIHOP_SEED, number) if difficulty == 1 else seeded(split, MULTIHOP_SEED, number, difficulty)
+    volume = write_volume(rng, split, LEVELS[difficulty])
     return volume, PassageIndex(volume.passages())
 
 
@@ -131,15 +150,15 @@ class MultiHopTaskset:
 
     Args:
         split: "train" or "test"; they share no name, so no task.
-        difficulty: 1 asks over two or three hops, 2 over three or four, 3 over four or five.
+        difficulty: 1 asks over two or three hops, 2 over three or four, 3 over four or five; volumes grow with it.
     """
 
     size: int | None = None
 
     def __init__(self, split: str = "train", difficulty: int = 1) -> None:
         check_split(split)
-        if difficulty not in HOPS:
-            raise ValueError(f"difficulty {difficulty!r}: expected one of {', '.join(map(str, HOPS))}")
+        if difficulty not in LEVELS:
+            raise ValueError(f"difficulty {difficulty!r}: expected one of {', '.join(map(str, LEVELS))}")
         self.split = split
         self.difficulty = difficulty
 
@@ -157,14 +176,14 @@ class MultiHopTaskset:
     def row(self, index: int) -> dict[str, Any]:
         """Return task ``index`` as a row in HotpotQA's layout; the context is the whole volume."""
         question, chain = self._ask(index)
-        volume, _ = volume_index(self.split, index // TASKS_PER_VOLUME)
+        volume, _ = volume_index(self.split, self.difficulty, index // TASKS_PER_VOLUME)
         return hotpot_row(volume, index, question, chain)
 
     def _ask(self, index: int) -> tuple[str, list[str]]:
         """Make up the question, and the chain of entities from the one that it names to the answer."""
-        volume, _ = volume_index(self.split, index // TASKS_PER_VOLUME)
+        volume, _ = volume_index(self.split, self.difficulty, index // TASKS_PER_VOLUME)
         rng = seeded(self.split, MULTIHOP_SEED, self.difficulty, index)
-        hops = HOPS[self.difficulty][int(rng.integers(2))]
+        hops = LEVELS[self.difficulty].hops[int(rng.integers(2))]
         kinds = [kind for kind in QUESTION_KINDS if len(kind.relations) == hops]
         kind = kinds[int(rng.integers(len(kinds)))]
         starts = list(getattr(volume, kind.start))
@@ -190,9 +209,9 @@ def hotpot_row(volume: Volume, index: int, question: str, chain: list[str]) -> d
 
 
 @lru_cache(maxsize=512)
-def volume_tool(split: str, number: int, top_k: int) -> Tool:
+def volume_tool(split: str, difficulty: int, number: int, top_k: int) -> Tool:
     """Return the search over a volume."""
-    return search_tool(volume_index(split, number)[1], top_k)
+    return search_tool(volume_index(split, difficulty, number)[1], top_k)
 
 
 @lru_cache(maxsize=16)
@@ -206,7 +225,7 @@ class MultiHopEnv(SearchQAEnv):
 
     Args:
         split: "train" or "test".
-        difficulty: 1 asks over two or three hops, 2 over three or four, 3 over four or five.
+        difficulty: 1 asks over two or three hops, 2 over three or four, 3 over four or five; volumes grow with it.
         top_k: Articles that a search returns.
         max_turns: Policy turns of an episode.
         **options: As `ToolEnv` takes them.
@@ -218,17 +237,19 @@ class MultiHopEnv(SearchQAEnv):
         taskset = multihop_taskset(split, difficulty)
         self.top_k = top_k
         self.split = split
-        turns = HOPS[difficulty][1] + 3 if max_turns is None else max_turns
+        self.difficulty = difficulty
+        turns = LEVELS[difficulty].hops[1] + 3 if max_turns is None else max_turns
         options.setdefault("tools", ("search",))
         super().__init__(taskset=taskset, max_turns=turns, **options)
 
     def resolve_tool(self, source: str | Callable[..., Any] | Tool) -> Tool:
         """Supply ``search``; its sessions cover the volume of the current task."""
-        return resolve_tool(source, {"search": volume_tool(self.split, 0, self.top_k)})
+        return resolve_tool(source, {"search": volume_tool(self.split, self.difficulty, 0, self.top_k)})
 
     def open_sessions(self, task: Task) -> dict[str, ToolSession]:
         """Let ``search`` cover the volume that the task is about."""
         sessions = super().open_sessions(task)
         if "search" in sessions:
-            sessions["search"] = volume_tool(self.split, task.metadata["volume"], self.top_k).new_session()
+            tool = volume_tool(self.split, self.difficulty, task.metadata["volume"], self.top_k)
+            sessions["search"] = tool.new_session()
         return sessions

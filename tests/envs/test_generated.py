@@ -11,7 +11,8 @@ import pytest
 
 import forkgym.envs
 from forkgym.envs.base import ToolEnv
-from forkgym.envs.multihop import HOPS, MultiHopTaskset, volume_index
+from forkgym.envs.multihop import LEVELS as HOP_LEVELS
+from forkgym.envs.multihop import MultiHopTaskset, volume_index
 from forkgym.envs.names import split_of
 from forkgym.envs.wordmath import LEVELS, WordMathTaskset
 from forkgym.tools.calculator import evaluate
@@ -92,12 +93,12 @@ def test_word_problems_have_gsm8ks_layout() -> None:
 
 
 def test_questions_have_hotpotqas_layout() -> None:
-    for difficulty, hops in HOPS.items():
+    for difficulty, level in HOP_LEVELS.items():
         taskset = MultiHopTaskset("test", difficulty)
         for index in range(40):
             row = taskset.row(index)
             titles = row["supporting_facts"]["title"]
-            assert len(titles) in hops
+            assert len(titles) in level.hops
             assert len(set(titles)) == len(titles)
             assert set(titles) <= set(row["context"]["title"])
             # Each hop's article names the next entity; the last one names the answer.
@@ -108,9 +109,10 @@ def test_questions_have_hotpotqas_layout() -> None:
 
 
 def test_a_search_for_an_entity_finds_its_article_first() -> None:
-    volume, index = volume_index("train", 3)
-    for passage in volume.passages():
-        assert index.search(passage.title, 2)[0] == passage
+    for difficulty in HOP_LEVELS:
+        volume, index = volume_index("train", difficulty, 3)
+        for passage in volume.passages():
+            assert index.search(passage.title, 2)[0] == passage
 
 
 def test_a_search_covers_the_volume_of_the_task() -> None:
