@@ -6,6 +6,7 @@ import copy
 import operator
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar, SupportsIndex
 
 import gymnasium as gym
@@ -22,6 +23,16 @@ from forkgym.tools.registry import resolve_tool
 INFINITE_TASK_RANGE = 2**31
 MAX_OBSERVATION_CHARACTERS = 1_000_000
 MAX_RESULT_CHARACTERS = 100_000
+
+
+@dataclass(frozen=True, slots=True)
+class CallsDone:
+    """What came of a turn's calls: the reply, the tools that ran, what was wrong, and whether a tool ended it all."""
+
+    observation: str = ""
+    tools: tuple[str, ...] = ()
+    error: ParseError | None = None
+    stopped: bool = False
 
 
 class ToolEnv(gym.Env[str, str]):
@@ -210,24 +221,29 @@ class ToolEnv(gym.Env[str, str]):
             raise TypeError(f"an action is a string, got {type(action).__name__}")
         turn = self.grammar.parse(action, self.tool_names)
         last = len(self._transcript) + 1 >= self.max_turns
-        observation, error, stopped = "", turn.error, False
+        done = CallsDone(error=turn.error)
         if turn.calls and not last:
-            observation, error, stopped = self._run(turn.calls)
+            done = self._run(turn.calls)
         elif turn.error is not None:
-            observation = self.grammar.render_results([f"Error: {turn.correction}"], self.tool_names)
+            done = replace(
+                done, observation=self.grammar.render_results([f"Error: {turn.correction}"], self.tool_names)
+            )
+        observation, error = done.observation, done.error
         malformed = error is not None
         self._malformed += malformed
         self._malformed_in_a_row = self._malformed_in_a_row + 1 if malformed else 0
         self._transcript.append((action, observation))
 
-        stop = StopReason.ANSWERED if turn.answer is not None else StopReason.TOOL_STOP if stopped else self._limit()
+        stop = (
+            StopReason.ANSWERED if turn.answer is not None else StopReason.TOOL_STOP if done.stopped else self._limit()
+        )
         info: dict[str, Any] = {
             "stop_reason": None if stop is None else stop.value,
             "turns": float(len(self._transcript)),
             "tool_calls": float(self._tool_calls),
             "malformed": float(self._malformed),
             "error": "" if error is None else error.value,
-            "tools": ",".join(call.tool for call in turn.calls),
+            "tools": ",".join(done.tools),
         }
         reward = 0.0 - self.malformed_penalty if malformed else 0.0
         if stop is not None:
@@ -339,9 +355,9 @@ class ToolEnv(gym.Env[str, str]):
             return StopReason.TIME_LIMIT
         return None
 
-    def _run(self, calls: Sequence[Call]) -> tuple[str, ParseError | None, bool]:
-        """Run calls; return the observation, what was wrong with the arguments of one, and whether a tool stopped."""
+    def _run(self, calls: Sequence[Call]) -> CallsDone:
         outputs: list[str] = []
+        tools: list[str] = []
         error: ParseError | None = None
         stopped = False
         for call in calls:
@@ -353,6 +369,7 @@ class ToolEnv(gym.Env[str, str]):
                 error = ParseError.BAD_ARGUMENTS
                 continue
             self._tool_calls += 1
+            tools.append(call.tool)
             try:
                 outputs.append(call_within_limit(tool, self._sessions[call.tool], arguments))
             except ToolError as mistake:
@@ -363,7 +380,8 @@ class ToolEnv(gym.Env[str, str]):
             except ToolTimeout as timeout:
                 outputs.append(f"Error: {timeout}; its session starts afresh.")
                 self._renew_session(call.tool)
-        return self.grammar.render_results([shortened(output) for output in outputs], self.tool_names), error, stopped
+        observation = self.grammar.render_results([shortened(output) for output in outputs], self.tool_names)
+        return CallsDone(observation, tuple(tools), error, stopped)
 
     def _renew_session(self, name: str) -> None:
         """Replace a session whose call was given up: that call may still be at work in it, so it is not closed."""

@@ -20,7 +20,6 @@ class StopReason(StrEnum):
     TOOL_STOP = "tool_stop"
     TIME_LIMIT = "time_limit"
 
-    TURN_TOKEN_LIMIT = "turn_token_limit"
     TOTAL_TOKEN_LIMIT = "total_token_limit"
     CONTEXT_LIMIT = "context_limit"
 

@@ -26,7 +26,7 @@ from forkgym.trainers.rollout import RolloutSettings, TaskRef, roll_out
 from forkgym.trainers.run_folder import RunFolder
 from forkgym.trainers.seeding import derive_seed
 from forkgym.trainers.tree import Env
-from forkgym.trainers.update import Learner, update
+from forkgym.trainers.update import Learner, TrainingError, update
 
 INFINITE_TASK_RANGE = 2**31
 TASKS, ROLLOUT, SHUFFLE = 0, 1, 2  # what a seed is for
@@ -109,25 +109,36 @@ def train(
 ) -> TrainingState:
     """Train from a state to the last step, or to Ctrl-C; a checkpoint is left in either case.
 
+    Args:
+        session: What to train with.
+        rollout: How to roll out.
+        trainer: How to learn.
+        start: Where to begin; its checkpoint is there already.
+        progress: Shows each step.
+
     Returns:
         The state reached; its step is below ``trainer.num_steps`` where the run was interrupted.
 
     Raises:
-        TrainingError: See ``update``; a checkpoint of the last good state is left.
+        TrainingError: See ``update``; a checkpoint of the last good state is left. After any other exception, which may
+            come from the middle of a step, the newest checkpoint is the one before.
     """
     state = start
-    saved: int | None = None
+    saved = start.step
     with stop_on_interrupt() as stop:
-        try:
-            while state.step < trainer.num_steps and not stop.requested:
+        while state.step < trainer.num_steps and not stop.requested:
+            try:
                 state, metrics = train_step(session, rollout, trainer, state)
-                progress.update(state.step, metrics)
-                if state.step % trainer.checkpoint_every == 0:
+            except TrainingError:
+                if saved != state.step:
                     save(session, state)
-                    saved = state.step
-        finally:
-            if saved != state.step:
+                raise
+            progress.update(state.step, metrics)
+            if state.step % trainer.checkpoint_every == 0:
                 save(session, state)
+                saved = state.step
+    if saved != state.step:
+        save(session, state)
     return state
 
 

@@ -5,7 +5,11 @@ from __future__ import annotations
 import statistics
 from collections.abc import Sequence
 
+from forkgym.envs.tasks import StopReason
 from forkgym.trainers.types import Group
+
+
+TERMINAL = (StopReason.ANSWERED, StopReason.TOOL_STOP)
 
 
 def rollout_metrics(groups: Sequence[Group]) -> dict[str, float]:
@@ -37,8 +41,8 @@ def rollout_metrics(groups: Sequence[Group]) -> dict[str, float]:
         "branches/fraction": statistics.fmean(
             is_branched(group, trajectory.leaf) for group, trajectory in trajectories
         ),
-        # Share that ended at a limit instead of an answer.
-        "truncated_fraction": statistics.fmean(t.stop_reason != "answered" for _, t in trajectories),
+        # Share that ended at a limit.
+        "truncated_fraction": statistics.fmean(t.stop_reason not in TERMINAL for _, t in trajectories),
     }
     env_ids = list(dict.fromkeys(group.env_id for group in groups))
     for env_id in env_ids:

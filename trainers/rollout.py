@@ -29,7 +29,7 @@ class Rollout:
 
     Attributes:
         groups: One tree for each task, in the tasks' order.
-        entropy_changes: Every ``H_t - H_0`` that branching looked at, nats, in the tasks' order.
+        entropy_changes: Every ``H_t - H_0`` at a tool boundary of a tree that may branch, nats, in the tasks' order.
     """
 
     groups: tuple[Group, ...]
@@ -89,7 +89,7 @@ def roll_out(agent: Agent, envs: dict[str, Env], tasks: Sequence[TaskRef], setti
         Driver(agent, growers, executor).run()
     return Rollout(
         groups=tuple(grower.group() for grower in growers),
-        entropy_changes=tuple(change for grower in growers for change in grower.changes),
+        entropy_changes=tuple(change for grower in growers for change in grower.entropy_changes),
     )
 
 

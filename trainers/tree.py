@@ -50,7 +50,11 @@ class GrowthPlan:
 
 @dataclass(slots=True)
 class LiveTrajectory:
-    """A trajectory while it grows; ``index`` is its rank in everything that is given out in order."""
+    """A trajectory while it grows; ``index`` is its rank in everything that is given out in order.
+
+    ``at_boundary`` says that the first tokens of its turn are still to be compared with the baseline; ``boundary`` is a
+    fork that stands there, where there is budget left to branch with.
+    """
 
     index: int
     env: Env
@@ -59,6 +63,7 @@ class LiveTrajectory:
     parent: str | None
     baseline: float | None
     may_branch: bool
+    at_boundary: bool = False
     boundary: Env | None = None
 
     @property
@@ -104,10 +109,15 @@ class TreeGrower:
         self.origin = fork(env)
         self.live: dict[str, LiveTrajectory] = {}
         self.candidates: list[Candidate] = []
-        self.changes: list[float] = []
+        self.changes: dict[tuple[int, int], float] = {}
         self.turns: dict[str, Turn] = {}
         self.finished: list[Trajectory] = []
         self.started = 0
+
+    @property
+    def entropy_changes(self) -> list[float]:
+        """Every ``H_t - H_0`` at a boundary, nats, in the order (depth, trajectory index)."""
+        return [self.changes[place] for place in sorted(self.changes)]
 
     @property
     def done(self) -> bool:
@@ -124,23 +134,19 @@ class TreeGrower:
         """Take in a turn's first tokens: they are the baseline, or make its boundary a candidate for a branch."""
         trajectory = self.live[self._turn_uid(uid)]
         entropy = mean_entropy(entropies, self.plan.config.branch_tokens)
-        if trajectory.baseline is None:
+        if not entropies:  # nothing could be sampled here, and no branch could either
+            self._close(trajectory.boundary)
+        elif trajectory.baseline is None:
             trajectory.baseline = entropy
-        elif trajectory.boundary is not None:
-            change = entropy - trajectory.baseline
-            self.changes.append(change)
-            self.candidates.append(
-                Candidate(
-                    trajectory.depth,
-                    trajectory.index,
-                    trajectory.boundary,
-                    trajectory.context,
-                    trajectory.parent,
-                    trajectory.baseline,
-                    change,
-                )
-            )
-            trajectory.boundary = None
+        elif trajectory.at_boundary:
+            place, change = (trajectory.depth, trajectory.index), entropy - trajectory.baseline
+            # Noted whether or not there is budget left: when that ran out depends on who was faster.
+            self.changes[place] = change
+            if trajectory.boundary is not None:
+                context, parent = trajectory.context, trajectory.parent
+                candidate = Candidate(*place, trajectory.boundary, context, parent, trajectory.baseline, change)
+                self.candidates.append(candidate)
+        trajectory.at_boundary, trajectory.boundary = False, None
         return self._decide()
 
     def stepping_env(self, completion: Completion) -> Env | None:
@@ -164,7 +170,7 @@ class TreeGrower:
         if result is None:
             reason = self._limit_reached(trajectory, completion)
             assert reason is not None
-            self._finish(turn, reason, {})
+            self._finish(trajectory, turn, reason, {})
             return self._decide()
         observation, reward, terminated, truncated, info = result
         tokens = self.codec.encode_observation(observation, self.markers) if observation else ()
@@ -178,9 +184,9 @@ class TreeGrower:
         )
         context = trajectory.context + completion.tokens + tokens
         if terminated or truncated:
-            self._finish(turn, StopReason(info["stop_reason"]), info)
+            self._finish(trajectory, turn, StopReason(info["stop_reason"]), info)
         elif len(context) >= self.plan.config.max_total_tokens:
-            self._finish(turn, StopReason.TOTAL_TOKEN_LIMIT, {})
+            self._finish(trajectory, turn, StopReason.TOTAL_TOKEN_LIMIT, {})
         else:
             self.turns[turn.uid] = turn
             after = LiveTrajectory(
@@ -192,6 +198,7 @@ class TreeGrower:
                 trajectory.baseline,
                 trajectory.may_branch,
             )
+            after.at_boundary = after.may_branch
             if after.may_branch and self._budget_left() > 0:
                 after.boundary = fork(after.env)
             return [self._request(after, continues=completion.uid), *self._decide()]
@@ -200,6 +207,7 @@ class TreeGrower:
     def group(self) -> Group:
         """Return the finished tree, in an order that does not depend on who was faster."""
         assert self.done
+        self._close(self.origin)
 
         def rank(uid: str) -> tuple[int, int]:
             index, depth = uid[1:].split("d")
@@ -252,7 +260,9 @@ class TreeGrower:
             return StopReason.TOTAL_TOKEN_LIMIT
         return None
 
-    def _finish(self, turn: Turn, reason: StopReason, info: Mapping[str, Any]) -> None:
+    def _finish(self, trajectory: LiveTrajectory, turn: Turn, reason: StopReason, info: Mapping[str, Any]) -> None:
+        self._close(trajectory.env)
+        self._close(trajectory.boundary)
         self.turns[turn.uid] = turn
         reward, uid = 0.0, turn.uid
         while True:
@@ -284,6 +294,8 @@ class TreeGrower:
             self.candidates.pop(0)
             requests += self._branch(first)
         if self._budget_left() == 0:
+            for candidate in self.candidates:
+                self._close(candidate.env)
             self.candidates.clear()
         if not self.live and not self.candidates:
             requests += [self._begin_fresh(may_branch=False) for _ in range(self._budget_left())]
@@ -292,7 +304,7 @@ class TreeGrower:
     def _earliest_possible(self) -> tuple[float, int]:
         """Return the (depth, index) of the earliest boundary that a live trajectory may still bring up."""
         keys = [
-            (trajectory.depth if trajectory.boundary is not None else trajectory.depth + 1, trajectory.index)
+            (trajectory.depth if trajectory.at_boundary else trajectory.depth + 1, trajectory.index)
             for trajectory in self.live.values()
             if trajectory.may_branch
         ]
@@ -302,10 +314,9 @@ class TreeGrower:
         config, plan = self.plan.config, self.plan
         probability = branch_probability(candidate.change, config, plan.scale, plan.vocabulary_size)
         draw = uniform(*plan.seed, candidate.index, candidate.depth, 1)
-        if not does_branch(probability, draw, config):
-            return []
         requests: list[Request] = []
-        for _ in range(min(config.branch_width - 1, self._budget_left())):
+        width = config.branch_width - 1 if does_branch(probability, draw, config) else 0
+        for _ in range(min(width, self._budget_left())):
             # No boundary of its own here: this one has been decided.
             twin = LiveTrajectory(
                 self.started,
@@ -318,4 +329,11 @@ class TreeGrower:
             )
             self.started += 1
             requests.append(self._request(twin, continues=None))
+        self._close(candidate.env)
         return requests
+
+    @staticmethod
+    def _close(env: Env | None) -> None:
+        """Let go of what a fork's tool sessions hold outside this process."""
+        if env is not None:
+            env.close()

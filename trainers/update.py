@@ -96,7 +96,7 @@ def update(
     if not algorithm.clips:
         correction = group_correction(valid, total, config.group_correction)
         samples = merge_equal(samples)  # exact: this loss is linear in the log-prob
-    learner.model.train()
+    learner.model.eval()  # as it sampled: with dropout these would be the log-probs of another policy
     learner.optimizer.zero_grad(set_to_none=True)
     total_loss, gap, trained = 0.0, 0.0, 0
     for rows in micro_batches(samples, config.micro_batch_tokens):

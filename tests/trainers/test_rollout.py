@@ -96,7 +96,8 @@ def test_a_branch_starts_before_the_turn_that_caused_it() -> None:
         ("t3d1", "t1d0"),
         *((f"t{i}d2", f"t{i}d1") for i in range(4)),
     ]
-    assert rollout.entropy_changes == pytest.approx((0.8, 0.8))  # the budget is spent before the third turns
+    # At depth 1 both initial trajectories, at depth 2 all four; the branches' own first turns stand at a decided one.
+    assert rollout.entropy_changes == pytest.approx((0.8, 0.8, 0.0, 0.0, 0.0, 0.0))
 
 
 def test_budget_goes_to_the_shallow_then_to_the_first() -> None:
@@ -155,13 +156,14 @@ class SlowAgent(ScriptedAgent):
         return super().step()
 
 
-@pytest.mark.parametrize("order", range(20))
-def test_the_tree_does_not_depend_on_who_is_faster(order: int) -> None:
-    config = RolloutConfig(num_generations=9, initial_generations=3, branch_tokens=4)
+@pytest.mark.parametrize("order", range(12))
+@pytest.mark.parametrize(("total", "initial"), [(9, 3), (5, 4), (6, 4)])
+def test_the_tree_does_not_depend_on_who_is_faster(order: int, total: int, initial: int) -> None:
+    config = RolloutConfig(num_generations=total, initial_generations=initial, branch_tokens=4)
     scripted = grow(ScriptedAgent(REPLIES, entropy=random_entropy(1)), config, tasks=2)
     slow = grow(SlowAgent(REPLIES, random_entropy(1), order), config, tasks=2)
     assert slow.groups == scripted.groups
-    assert sorted(slow.entropy_changes) == sorted(scripted.entropy_changes)
+    assert slow.entropy_changes == scripted.entropy_changes
 
 
 def test_the_same_seed_gives_the_same_tree_and_another_one_another() -> None:
