@@ -10,6 +10,8 @@ import re
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Protocol
 
+from jinja2 import TemplateError
+
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
@@ -58,7 +60,8 @@ class ByteCodec:
 class TokenizerCodec:
     """A Hugging Face tokenizer.
 
-    A prompt goes through the chat template, where there is one, with the instructions as the system message.
+    A prompt goes through the chat template, where there is one, with the instructions as the system message, or before
+    the question where the template refuses a system message.
     Markers of the grammar are encoded as whatever the tokenizer makes of them (one control token in the embedded
     policy, several tokens elsewhere); the rest of an observation is encoded with control tokens switched off, so a
     page that contains ``<|im_end|>`` cannot end a message.
@@ -69,12 +72,15 @@ class TokenizerCodec:
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
         self.tokenizer = tokenizer
+        self.has_system_role = tokenizer.chat_template is not None and renders_system(tokenizer)
 
     def encode_prompt(self, instructions: str, question: str) -> tuple[int, ...]:
         """The chat template's rendering with its generation prompt, or both texts where there is no template."""
         if self.tokenizer.chat_template is None:
             return tuple(self._ids(f"{instructions}\n\n{question}\n", add_special_tokens=True))
         messages = [{"role": "system", "content": instructions}, {"role": "user", "content": question}]
+        if not self.has_system_role:
+            messages = [{"role": "user", "content": f"{instructions}\n\n{question}"}]
         text = self.tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
         assert isinstance(text, str)
         return tuple(self._ids(text))
@@ -103,6 +109,16 @@ class TokenizerCodec:
         )
         ids: list[int] = encoded["input_ids"]
         return ids
+
+
+def renders_system(tokenizer: PreTrainedTokenizerBase) -> bool:
+    """Whether the chat template takes a system message; some raise on one."""
+    messages = [{"role": "system", "content": "a"}, {"role": "user", "content": "b"}]
+    try:
+        tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
+    except TemplateError:
+        return False
+    return True
 
 
 @lru_cache(maxsize=64)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from importlib import resources
 from pathlib import Path
 from typing import Any, cast
@@ -14,6 +15,18 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, P
 EMBEDDED = "embedded"  # names the policy that is shipped with the package
 # What transformers raises for a folder or name that holds nothing, half of what is needed, or broken files.
 UNUSABLE = (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError, StrictDataclassError)
+
+
+def quiet_libraries() -> None:
+    """Let loading print nothing but our own errors: no progress bars, no reports of retries; for programs."""
+    import datasets
+    import huggingface_hub.utils.logging
+    import transformers.utils.logging
+
+    transformers.utils.logging.disable_progress_bar()
+    huggingface_hub.utils.logging.set_verbosity(logging.CRITICAL)
+    datasets.disable_progress_bars()
+    datasets.logging.set_verbosity(logging.CRITICAL)
 
 
 def model_location(name_or_path: str) -> str:

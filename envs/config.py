@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import inspect
 from dataclasses import dataclass, fields, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -37,8 +38,8 @@ class EnvConfig:
 
     def __post_init__(self) -> None:
         """Check that there is an environment."""
-        if not self.id:
-            raise ValueError("env.id is empty, expected at least one environment")
+        if not self.id or len(set(self.id)) < len(self.id):
+            raise ValueError(f"env.id is {' '.join(self.id)!r}, expected at least one environment, each once")
 
 
 def make_envs(config: EnvConfig) -> dict[str, gym.Env[str, str]]:
@@ -55,6 +56,8 @@ def make_envs(config: EnvConfig) -> dict[str, gym.Env[str, str]]:
     """
     import gymnasium as gym
 
+    from forkgym.envs.base import ToolEnv
+
     options = {
         field.name: getattr(config, field.name)
         for field in fields(config)
@@ -64,13 +67,24 @@ def make_envs(config: EnvConfig) -> dict[str, gym.Env[str, str]]:
     made: dict[str, gym.Env[str, str]] = {}
     for env_id in config.id:
         accepted = options_of(env_id)
-        own = {name: value for name, value in options.items() if name in (*SHARED_BY_ALL, *accepted)}
+        shared = SHARED_BY_ALL if is_tool_env(env_id) else ()
+        own = {name: value for name, value in options.items() if name in (*shared, *accepted)}
         taken |= set(own)
         made[env_id] = gym.make(env_id, disable_env_checker=True, **own)
+        if not isinstance(made[env_id].unwrapped, ToolEnv):
+            raise ValueError(f"env.id {env_id!r} is no environment of text with tools, expected a ToolEnv")
     for name in options:
         if name not in taken:
             raise ValueError(f"env.{name} is {options[name]!r}, but {', '.join(config.id)} takes no such option")
     return made
+
+
+def is_tool_env(env_id: str) -> bool:
+    """Whether an id names a class that takes the arguments of `ToolEnv`."""
+    from forkgym.envs.base import ToolEnv
+
+    made_by = creator(env_id)
+    return inspect.isclass(made_by) and issubclass(made_by, ToolEnv)
 
 
 def options_of(env_id: str) -> tuple[str, ...]:
@@ -81,15 +95,25 @@ def options_of(env_id: str) -> tuple[str, ...]:
 def creator(env_id: str) -> Any:
     """Return the class or function that makes an environment.
 
+    Args:
+        env_id: A registered id, or ``module:id`` where importing the module registers it.
+
     Raises:
-        ValueError: No environment is registered under ``env_id``.
+        ValueError: No environment is registered under ``env_id``, or there is no such module.
     """
     import gymnasium as gym
     from gymnasium.envs.registration import load_env_creator
 
-    importlib.import_module("forkgym.envs")  # registers the ids
+    from forkgym.envs import load_plugins
+
+    load_plugins()
+    module, _, name = env_id.rpartition(":")
     try:
-        entry_point = gym.spec(env_id).entry_point
+        if module:
+            importlib.import_module(module)
+        entry_point = gym.spec(name).entry_point
+    except ModuleNotFoundError as error:
+        raise ValueError(f"env.id {env_id!r}: there is no module {error.name!r}") from error
     except gym.error.Error as error:
         known = ", ".join(sorted(name for name in gym.registry if name.startswith("forkgym/")))
         raise ValueError(f"env.id {env_id!r}: no such environment; expected one of {known}") from error
@@ -103,17 +127,38 @@ def make_held_out_envs(config: EnvConfig, split: str | None, path: str | None) -
         config: The training environments.
         split: Of the held-out tasks; by default each environment's ``held_out_split``.
         path: File of the held-out tasks; by default the config's own.
+
+    Raises:
+        ValueError: As ``make_envs``; or ``path`` is given and no environment reads one.
     """
+    if path is not None and not any("path" in options_of(env_id) for env_id in config.id):
+        raise ValueError(f"evaluation.path is {path!r}, but {', '.join(config.id)} takes no such option")
     made: dict[str, gym.Env[str, str]] = {}
     for env_id in config.id:
-        accepted = options_of(env_id)
-        one = replace(
-            config,
-            id=(env_id,),
-            split=split if split is not None else str(getattr(creator(env_id), "held_out_split", "test")),
-            path=(path if path is not None else config.path) if "path" in accepted else None,
-            corpus=config.corpus if "corpus" in accepted else None,
-            difficulty=config.difficulty if "difficulty" in accepted else None,
-        )
-        made |= make_envs(one)
+        made |= make_envs(held_out_config(config, env_id, split, path))
     return made
+
+
+def held_out_config(config: EnvConfig, env_id: str, split: str | None, path: str | None) -> EnvConfig:
+    """Return the config of one environment on the tasks that it is evaluated on."""
+    accepted = options_of(env_id)
+    return replace(
+        config,
+        id=(env_id,),
+        split=split if split is not None else str(getattr(creator(env_id), "held_out_split", "test")),
+        path=(path if path is not None else config.path) if "path" in accepted else None,
+        corpus=config.corpus if "corpus" in accepted else None,
+        difficulty=config.difficulty if "difficulty" in accepted else None,
+    )
+
+
+def trained_on(config: EnvConfig, split: str | None, path: str | None) -> list[str]:
+    """Return the environments whose evaluation tasks are the training tasks: the same split, or the same file."""
+    ids: list[str] = []
+    for env_id in config.id:
+        held_out = held_out_config(config, env_id, split, path)
+        same_path = "path" not in options_of(env_id) or held_out.path == config.path
+        is_file = held_out.path is not None and Path(held_out.path).is_file()
+        if same_path and (is_file or held_out.split == config.split):
+            ids.append(env_id)
+    return ids

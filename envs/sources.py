@@ -122,8 +122,8 @@ class LazyRows(Sequence[RowT], Generic[RowT]):
 def load_rows(source: Source, record: type[RowT]) -> Sequence[RowT]:
     """Read the rows of a source, at least one.
 
-    A JSON file is checked whole. Of any other source the columns and the first row are checked here, and each further
-    row when it is read.
+    A local file is checked whole. Of a data set of the hub the columns and the first row are checked here, and each
+    further row when it is read.
 
     Raises:
         DataError: There is no such source, it cannot be read or reached, has no rows, or has rows without an expected
@@ -142,6 +142,8 @@ def load_rows(source: Source, record: type[RowT]) -> Sequence[RowT]:
         rows = LazyRows(table, record, name)
     if not rows:
         raise DataError(f"{name}: the dataset is empty, expected at least one row")
+    if path is not None and isinstance(rows, LazyRows):
+        return list(rows)
     _ = rows[0]  # so that a column of a wrong type is found before the first episode
     return rows
 

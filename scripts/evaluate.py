@@ -36,29 +36,31 @@ class EvaluateConfig:
 
 def main(config: EvaluateConfig) -> int:
     """Evaluate, print the table, write the file."""
-    from transformers.utils.logging import disable_progress_bar
-
     from forkgym.agents.building import make_agent
+    from forkgym.agents.loading import quiet_libraries
     from forkgym.agents.memory import keep_freed_memory
     from forkgym.envs.config import make_held_out_envs
+    from forkgym.trainers.durable import write_text
     from forkgym.trainers.evaluation import evaluate
     from forkgym.trainers.reporting import print_table, result_table
 
     keep_freed_memory()
-    disable_progress_bar()  # of loading and saving models
     with user_errors():
+        quiet_libraries()
         split = None if config.env.split == "held-out" else config.env.split
         envs = make_held_out_envs(replace(config.env, split="test"), split, config.env.path)
         agent = make_agent(config.agent, config.env.grammar)
         output = Path(config.output) if config.output is not None else None
         if output is not None and not output.parent.is_dir():
             raise ValueError(f"output {config.output!r}: there is no folder {str(output.parent)!r}")
+        if output is not None and output.is_dir():
+            raise ValueError(f"output {config.output!r} is a folder, expected a file")
     how = EvaluationConfig(num_tasks=config.num_tasks, samples_per_task=config.samples_per_task)
     rollout = config.rollout.for_model(config.agent.model)
     results = evaluate(agent, envs, how, rollout, config.agent.temperature)
     print_table(result_table(results))
     if output is not None:
-        output.write_text(json.dumps(results, indent=2) + "\n")
+        write_text(output, json.dumps(results, indent=2) + "\n")
     return 0
 
 

@@ -40,9 +40,22 @@ class TrainConfig:
     trainer: TrainerConfig = field(default_factory=TrainerConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
 
+    def __post_init__(self) -> None:
+        """Check what no section checks for itself."""
+        if self.seed < 0:
+            raise ValueError(f"seed is {self.seed}, expected 0 or more")
+        if self.resume and self.run_dir is None:
+            raise ValueError("resume is true, expected run_dir to say which run")
+        if self.rollout.tasks_per_step < len(self.env.id):
+            raise ValueError(
+                f"rollout.tasks_per_step is {self.rollout.tasks_per_step}, expected at least one for each of the "
+                f"{len(self.env.id)} environments"
+            )
+
 
 def main(config: TrainConfig) -> int:
     """Evaluate, train, evaluate again, and leave the run's folder."""
+    from forkgym.agents.loading import quiet_libraries
     from forkgym.agents.memory import keep_freed_memory
     from forkgym.trainers.evaluation import evaluate
     from forkgym.trainers.loop import train
@@ -51,31 +64,34 @@ def main(config: TrainConfig) -> int:
 
     keep_freed_memory()
     with user_errors():
+        quiet_libraries()
         session, state, held_out = set_up(config)
+        results = session.folder.read_evaluation()
     rollout = config.rollout.for_model(config.agent.model)
     begun = time.perf_counter()
+
+    def measure() -> dict[str, Result]:
+        if not config.evaluation.num_tasks:
+            return {}
+        return evaluate(session.agent, held_out, config.evaluation, rollout, config.agent.temperature)
+
     with session.folder:
-
-        def measure() -> dict[str, Result]:
-            if not config.evaluation.num_tasks:
-                return {}
-            return evaluate(session.agent, held_out, config.evaluation, rollout, config.agent.temperature)
-
-        results = session.folder.read_evaluation()
-        if "before" not in results:
-            print(f"Measuring accuracy on {evaluated_tasks(config)} ...", flush=True)
-            results = {"before": measure()}
-            session.folder.write_evaluation(results)
         try:
+            if "before" not in results:
+                print(f"Measuring accuracy on {evaluated_tasks(config)} ...", flush=True)
+                results = {"before": measure()}
+                session.folder.write_evaluation(results)
             with Progress(config.trainer.num_steps) as progress:
                 state = train(session, rollout, config.trainer, state, progress)
+            if state.step < config.trainer.num_steps:
+                raise KeyboardInterrupt
+            results = {**results, "after": measure()}
+        except KeyboardInterrupt:
+            print(f"Stopped. Go on with: --run_dir {session.folder.path} --resume")
+            return 130
         except TrainingError as error:
             print(f"error: {error}; the last good state is in {session.folder.checkpoints}", file=sys.stderr)
             return 1
-        if state.step < config.trainer.num_steps:
-            print(f"Stopped after step {state.step}. Go on with: --run_dir {session.folder.path} --resume")
-            return 130
-        results = {**results, "after": measure()}
         session.folder.write_evaluation(results)
         picture = session.folder.learning_curve
         draw_learning_curve(session.folder.read_metrics(), results, picture)
@@ -85,10 +101,13 @@ def main(config: TrainConfig) -> int:
 
 
 def evaluated_tasks(config: TrainConfig) -> str:
-    """Say what accuracy is measured on: a file is held out only where it is another one."""
-    if config.env.path is None or config.evaluation.path is not None:
+    """Say what accuracy is measured on: tasks are held out only where they are others."""
+    from forkgym.envs.config import trained_on
+
+    same = trained_on(config.env, config.evaluation.split, config.evaluation.path)
+    if not same:
         return "held-out tasks"
-    return "the training file's first tasks (--evaluation.path names another file)"
+    return f"tasks that are also trained on, for {', '.join(same)} (--evaluation.path or .split names others)"
 
 
 def set_up(config: TrainConfig) -> tuple[Session, TrainingState, dict[str, Env]]:
@@ -98,15 +117,13 @@ def set_up(config: TrainConfig) -> tuple[Session, TrainingState, dict[str, Env]]
         ValueError: Something of the config can't be used; names it, and what was expected.
     """
     import torch
-    from transformers.utils.logging import disable_progress_bar
 
     from forkgym.agents.building import load_policy
     from forkgym.envs.config import make_envs, make_held_out_envs
     from forkgym.trainers.checkpoint import Contents, TrainingState, load_latest
-    from forkgym.trainers.loop import Session, make_learner
+    from forkgym.trainers.loop import Session, make_learner, save
     from forkgym.trainers.run_folder import RunFolder
 
-    disable_progress_bar()  # of loading and saving models
     torch.manual_seed(config.seed)
     envs = make_envs(config.env)
     held_out = make_held_out_envs(config.env, config.evaluation.split, config.evaluation.path)
@@ -127,7 +144,10 @@ def set_up(config: TrainConfig) -> tuple[Session, TrainingState, dict[str, Env]]
     else:
         folder = RunFolder.create(path, recorded)
         state = TrainingState(config_hash=folder.config_hash)
-    return Session(learner, scheduler, saved, policy.agent, envs, folder, config.seed), state, held_out
+    session = Session(learner, scheduler, saved, policy.agent, envs, folder, config.seed)
+    if not config.resume:
+        save(session, state)  # so that a run can be resumed from its first moment on
+    return session, state, held_out
 
 
 def read_config(arguments: list[str]) -> TrainConfig:

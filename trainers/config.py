@@ -53,6 +53,9 @@ class RolloutConfig:
                 f"rollout.initial_generations is {self.initial_generations}, "
                 f"expected at most rollout.num_generations, {self.num_generations}"
             )
+        for name in ("branch_alpha", "branch_threshold"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"rollout.{name} is {getattr(self, name)}, expected 0 to 1")
         if self.branch_width < 2:
             raise ValueError(f"rollout.branch_width is {self.branch_width}, expected at least 2")
 
@@ -106,6 +109,9 @@ class TrainerConfig:
         for name in ("num_steps", "micro_batch_tokens", "checkpoint_every"):
             if getattr(self, name) < 1:
                 raise ValueError(f"trainer.{name} is {getattr(self, name)}, expected at least 1")
+        for name in ("warmup_steps", "log_rollouts_every", "clip_low", "clip_high", "final_learning_rate"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"trainer.{name} is {getattr(self, name)}, expected 0 or more")
         for name in ("learning_rate", "max_grad_norm"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"trainer.{name} is {getattr(self, name)}, expected a positive number")
@@ -123,3 +129,9 @@ class EvaluationConfig:
     """Split of the held-out tasks; by default each environment's own test or validation split."""
     path: str | None = None
     """File of the held-out tasks, for environments that read files."""
+
+    def __post_init__(self) -> None:
+        """Check the numbers."""
+        for name, least in (("num_tasks", 0), ("samples_per_task", 1)):
+            if getattr(self, name) < least:
+                raise ValueError(f"evaluation.{name} is {getattr(self, name)}, expected at least {least}")

@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from forkgym.envs.tasks import StopReason
 from forkgym.trainers.types import Group
 
-
 TERMINAL = (StopReason.ANSWERED, StopReason.TOOL_STOP)
 
 

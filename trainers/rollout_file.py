@@ -1,8 +1,8 @@
 """Files of trees: one `Group` a line, as JSON with the fields of `Group`, `Turn` and `Trajectory`.
 
     {"env_id": "forkgym/WordMath-v0", "task_uid": ..., "question": ..., "answer": ..., "prompt_tokens": [5, 8],
-     "turns": [{"uid": "0/t0d0", "parent": null, "tokens": [7], "logprobs": [-0.25], "entropies": [0.5], ...}, ...],
-     "trajectories": [{"leaf": "0/t0d0", "reward": 1.0, "parts": {"exact_match": 1.0}, ...}, ...]}
+     "turns": [{"uid": "t0d0", "parent": null, "tokens": [7], "logprobs": [-0.25], "entropies": [0.5], ...}, ...],
+     "trajectories": [{"leaf": "t0d0", "reward": 1.0, "parts": {"exact_match": 1.0}, ...}, ...]}
 
 Who wrote a token is told by where it stands: ``tokens`` are the policy's, ``prompt_tokens`` and
 ``observation_tokens`` are not, so a loss mask need not be stored.

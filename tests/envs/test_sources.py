@@ -9,7 +9,7 @@ import datasets
 import pytest
 from pydantic import BaseModel
 
-from forkgym.envs.sources import DataError, LazyRows, Source, load_rows
+from forkgym.envs.sources import DataError, LazyRows, LazyRows, Source, load_rows
 
 ROWS = [{"question": "one", "number": 1}, {"question": "two", "number": 2}]
 
@@ -172,12 +172,18 @@ def test_table_with_a_column_of_another_type(tmp_path: Path) -> None:
     assert "'many'" in message
 
 
-def test_bad_row_further_down_a_table_is_named_when_it_is_read(tmp_path: Path) -> None:
+def test_bad_row_further_down_a_local_table_is_named_at_once(tmp_path: Path) -> None:
     path = tmp_path / "rows.parquet"
     datasets.Dataset.from_list([*ROWS, {"question": None, "number": 3}]).to_parquet(path)
-    rows = load_rows(source(path), Row)
-    assert rows[1].number == 2
     with pytest.raises(DataError, match=r"row 2: question: .*None"):
+        load_rows(source(path), Row)
+
+
+def test_bad_row_of_a_hub_table_is_named_when_it_is_read() -> None:
+    table = datasets.Dataset.from_list([*ROWS, {"question": None, "number": 3}])
+    rows = LazyRows(table, Row, "the hub")
+    assert rows[1].number == 2
+    with pytest.raises(DataError, match=r"the hub, row 2: question: .*None"):
         rows[2]
 
 
