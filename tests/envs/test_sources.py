@@ -9,7 +9,7 @@ import datasets
 import pytest
 from pydantic import BaseModel
 
-from forkgym.envs.sources import DataError, LazyRows, LazyRows, Source, load_rows
+from forkgym.envs.sources import DataError, LazyRows, Source, load_rows
 
 ROWS = [{"question": "one", "number": 1}, {"question": "two", "number": 2}]
 
