@@ -10,7 +10,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from forkgym.agents.base import Agent
 from forkgym.agents.codec import ByteCodec
 from forkgym.agents.config import AgentConfig
-from forkgym.agents.loading import load_model, load_tokenizer
+from forkgym.agents.loading import EMBEDDED, load_model, load_tokenizer
 from forkgym.agents.scripted import OracleAgent
 from forkgym.agents.transformers_agent import TransformersAgent
 from forkgym.envs.grammar import resolve_grammar
@@ -23,6 +23,14 @@ class Policy:
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
     agent: TransformersAgent
+
+
+def use_threads(config: AgentConfig) -> None:
+    """Give PyTorch the CPU threads that are asked for; for programs. The bits of a result depend on their number."""
+    if config.threads is not None:
+        torch.set_num_threads(config.threads)
+    elif config.model == EMBEDDED:
+        torch.set_num_threads(1)
 
 
 def load_policy(config: AgentConfig) -> Policy:

@@ -20,10 +20,15 @@ class AgentConfig:
     """Turns that are decoded side by side."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Number format of the weights."""
+    threads: int | None = None
+    """CPU threads of PyTorch; by default 1 for the embedded policy, which gains little from more and on a busy machine
+    loses a lot, and for any other as many as PyTorch takes."""
 
     def __post_init__(self) -> None:
         """Check the fields."""
         if not self.temperature > 0:
             raise ValueError(f"agent.temperature is {self.temperature}, expected a number above 0")
+        if self.threads is not None and self.threads < 1:
+            raise ValueError(f"agent.threads is {self.threads}, expected at least 1")
         if self.slots < 1:
             raise ValueError(f"agent.slots is {self.slots}, expected at least 1")

@@ -36,7 +36,7 @@ class EvaluateConfig:
 
 def main(config: EvaluateConfig) -> int:
     """Evaluate, print the table, write the file."""
-    from forkgym.agents.building import make_agent
+    from forkgym.agents.building import make_agent, use_threads
     from forkgym.agents.loading import quiet_libraries
     from forkgym.agents.memory import keep_freed_memory
     from forkgym.envs.config import make_held_out_envs
@@ -49,6 +49,7 @@ def main(config: EvaluateConfig) -> int:
         quiet_libraries()
         split = None if config.env.split == "held-out" else config.env.split
         envs = make_held_out_envs(replace(config.env, split="test"), split, config.env.path)
+        use_threads(config.agent)
         agent = make_agent(config.agent, config.env.grammar)
         output = Path(config.output) if config.output is not None else None
         if output is not None and not output.parent.is_dir():

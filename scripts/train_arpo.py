@@ -118,12 +118,13 @@ def set_up(config: TrainConfig) -> tuple[Session, TrainingState, dict[str, Env]]
     """
     import torch
 
-    from forkgym.agents.building import load_policy
+    from forkgym.agents.building import load_policy, use_threads
     from forkgym.envs.config import make_envs, make_held_out_envs
     from forkgym.trainers.checkpoint import Contents, TrainingState, load_latest
     from forkgym.trainers.loop import Session, make_learner, save
     from forkgym.trainers.run_folder import RunFolder
 
+    use_threads(config.agent)
     torch.manual_seed(config.seed)
     envs = make_envs(config.env)
     held_out = make_held_out_envs(config.env, config.evaluation.split, config.evaluation.path)

@@ -127,17 +127,29 @@ def test_more_requests_than_slots_are_taken_in_order() -> None:
     assert order == [f"r{index}" for index in range(6)]
 
 
-def test_held_turns_give_way_when_nothing_else_can_run() -> None:
+def test_those_that_wait_for_a_prefix_keep_their_places() -> None:
+    agent = make_agent(slots=3)
+    requests = [*(ask(f"same{index}", count=2) for index in range(3)), ask("other", (7, 8, 9), 1)]
+    for request in requests:
+        agent.submit(request)
+    events = finish(agent, {"same0", "same1", "same2"})
+    assert [event.uid for event in events] == ["same0", "same1", "same2"]
+
+
+def test_held_turns_give_way_when_nothing_else_can_run(computed: list[int]) -> None:
     model = make_model()
     agent = make_agent(model, slots=2)
     done = completions(drive(agent, [ask("a"), ask("b", PROMPT[5:])]))
     third = completions(drive(agent, [ask("c", PROMPT[9:])]))  # no slot is free: "a", the first to finish, loses its
     assert set(third) == {"c"}
-    late = ask("late", (*PROMPT, *done["a"].tokens, 7), continues="a")
-    other = ask("other", (*PROMPT[5:], *done["b"].tokens, 8), continues="b")
-    done |= completions(drive(agent, [late, other]))
-    check_measures(model, late, done["late"])
-    check_measures(model, other, done["other"])
+    computed.clear()
+    kept = ask("kept", (*PROMPT[5:], *done["b"].tokens, 8), 1, continues="b")
+    done |= completions(drive(agent, [kept]))
+    assert computed == [1, 1]  # the last token of "b", then the 8
+    lost = ask("lost", (*PROMPT, *done["a"].tokens, 7), continues="a")
+    done |= completions(drive(agent, [lost]))
+    check_measures(model, kept, done["kept"])
+    check_measures(model, lost, done["lost"])
 
 
 def test_an_idle_agent_has_no_events() -> None:
