@@ -78,9 +78,9 @@ class TrainerConfig:
     algorithm: Literal["arpo-gpg", "gpg", "arpo", "grpo"] = "arpo-gpg"
     """arpo-gpg: branching rollouts, Group Policy Gradient; gpg: the same without branching; arpo: branching rollouts,
     clipped ratios; grpo: the same without branching."""
-    num_steps: int = 150
+    num_steps: int = 200
     """Optimizer steps, each on a fresh batch of rollouts."""
-    learning_rate: float = 2e-4
+    learning_rate: float = 8e-5
     """Peak learning rate of AdamW."""
     warmup_steps: int = 5
     """Steps over which the learning rate rises from 0."""

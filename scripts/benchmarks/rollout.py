@@ -48,7 +48,7 @@ class Config:
         seed: Of prompts, replies and turn lengths.
     """
 
-    model: str = "random"
+    model: str = "embedded"
     threads: int = 1
     repetitions: int = 5
     slots: int = 64

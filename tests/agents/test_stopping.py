@@ -117,6 +117,14 @@ def test_tokens_without_text_do_not_hide_a_marker() -> None:
     assert stop_at(table, tokens, ("</a>",)) == len(tokens)
 
 
+def test_a_long_last_token_does_not_hide_where_a_marker_began() -> None:
+    tokenizer = byte_tokenizer()
+    tokenizer.add_tokens(["<" + "long" * 10])
+    table = StopTable(tokenizer, [260], 301)
+    tokens = (*ids("y"), *[300] * 40, 262)
+    assert stop_at(table, tokens, ("y<long",)) == len(tokens)
+
+
 def test_a_real_tokenizer(shared_data: Path) -> None:
     tokenizer = load_tokenizer(str(shared_data / "tokenizer"))
     codec = TokenizerCodec(tokenizer)

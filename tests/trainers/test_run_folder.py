@@ -170,7 +170,7 @@ def test_other_settings_are_refused_by_name(tmp_path: Path) -> None:
         RunFolder.resume(tmp_path, other)
     assert str(caught.value) == (
         f"run_dir {tmp_path} was started with seed 0, not 3, env.id ['one', 'two'], not ['one'], "
-        f"trainer.num_steps 150, not 9; resume it with --config {tmp_path}/config.yaml, or start another run"
+        f"trainer.num_steps 200, not 9; resume it with --config {tmp_path}/config.yaml, or start another run"
     )
     RunFolder.resume(tmp_path, Config(env=EnvConfig(id=("one", "two")))).close()
 
