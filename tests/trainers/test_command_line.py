@@ -379,6 +379,6 @@ def test_help_lists_every_field_of_the_scripts(
         option = rf"--{re.escape(name)} \S.*? {re.escape(meaning)} \((default: .+|optional)\)"
         assert re.search(option, words), f"{name} is not in the help"
     assert "--rollout.tasks_per_step INT Tasks of one step" in words
-    assert "Peak learning rate of AdamW. (default: 0.0002)" in words
+    assert "Peak learning rate of AdamW. (default: 8e-05)" in words
     assert "--env.id TEXT [TEXT ...] " in words
     assert "(default: forkgym/WordMath-v0 forkgym/MultiHop-v0)" in words
