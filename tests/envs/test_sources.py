@@ -3,7 +3,7 @@
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import datasets
 import pytest
@@ -181,7 +181,7 @@ def test_bad_row_further_down_a_local_table_is_named_at_once(tmp_path: Path) -> 
 
 def test_bad_row_of_a_hub_table_is_named_when_it_is_read() -> None:
     table = datasets.Dataset.from_list([*ROWS, {"question": None, "number": 3}])
-    rows = LazyRows(table, Row, "the hub")
+    rows = LazyRows(cast("Any", table), Row, "the hub")
     assert rows[1].number == 2
     with pytest.raises(DataError, match=r"the hub, row 2: question: .*None"):
         rows[2]
