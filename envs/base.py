@@ -170,6 +170,11 @@ class ToolEnv(gym.Env[str, str]):
         return self._task
 
     @property
+    def num_tasks(self) -> int | None:
+        """How many tasks there are, or None where they never end."""
+        return self.taskset.size if self.taskset is not None else None
+
+    @property
     def inline(self) -> bool:
         """Whether every tool is bounded in time and runs in the caller's thread."""
         return all(tool.inline for tool in self.tools.values())
@@ -335,7 +340,7 @@ class ToolEnv(gym.Env[str, str]):
         unknown = set(options) - {"index"}
         if unknown:
             raise ValueError(f"reset option {sorted(unknown)[0]!r}: expected only 'index'")
-        size = self.taskset.size if self.taskset is not None else None
+        size = self.num_tasks
         if "index" not in options:
             return int(self.np_random.integers(size if size is not None else INFINITE_TASK_RANGE))
         index = options["index"]

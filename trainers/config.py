@@ -5,8 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Literal
 
-ALGORITHMS = ("arpo-gpg", "gpg", "arpo", "grpo")
-
 
 @dataclass(frozen=True)
 class RolloutConfig:

@@ -42,7 +42,7 @@ def evaluate(
     for env_id, env in envs.items():
         bare = env.unwrapped
         assert isinstance(bare, ToolEnv)
-        size = bare.taskset.size if bare.taskset is not None else None
+        size = bare.num_tasks
         tasks = [TaskRef(env_id, index) for index in range(min(config.num_tasks, size or config.num_tasks))]
         greedy = roll_out(agent, envs, tasks, episodes(rollout, 1, 0.0)).groups
         sampled = roll_out(agent, envs, tasks, episodes(rollout, config.samples_per_task, temperature)).groups

@@ -16,7 +16,7 @@ from accelerate import Accelerator
 from torch.optim.lr_scheduler import LambdaLR
 
 from forkgym.agents.base import Agent
-from forkgym.envs.base import ToolEnv
+from forkgym.envs.base import INFINITE_TASK_RANGE, ToolEnv
 from forkgym.trainers import checkpoint
 from forkgym.trainers.algorithms import ALGORITHMS, shuffled_rewards
 from forkgym.trainers.checkpoint import TrainingState
@@ -28,7 +28,6 @@ from forkgym.trainers.seeding import derive_seed
 from forkgym.trainers.tree import Env
 from forkgym.trainers.update import Learner, TrainingError, update
 
-INFINITE_TASK_RANGE = 2**31
 TASKS, ROLLOUT, SHUFFLE = 0, 1, 2  # what a seed is for
 
 
@@ -95,7 +94,7 @@ def draw_tasks(envs: Mapping[str, Env], count: int, seed: Sequence[int]) -> list
         env_id = list(envs)[place % len(envs)]
         bare = envs[env_id].unwrapped
         assert isinstance(bare, ToolEnv)
-        size = bare.taskset.size if bare.taskset is not None else None
+        size = bare.num_tasks
         tasks.append(TaskRef(env_id, int(rng.integers(size if size is not None else INFINITE_TASK_RANGE))))
     return tasks
 
