@@ -9,7 +9,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, get_type_hints
+from typing import Any, ClassVar, get_type_hints
 
 from pydantic import BaseModel, ConfigDict, PydanticUserError, ValidationError, create_model
 from pydantic_core import from_json
@@ -27,12 +27,25 @@ class ToolStop(Exception):
     """Ends the episode: a tool such as "submit" raises it, and its message becomes the last observation."""
 
 
+class ToolFailure(Exception):
+    """The infrastructure's fault, such as a worker that cannot be started or a server that is down.
+
+    A tool raises it after its own retries. The episode ends there with the stop reason ``tool_failure``; it is never
+    scored as the model's, and a trainer masks it. The message is shown to whoever reads the log.
+    """
+
+
 class ToolSession(ABC):
     """The state of one tool in one episode.
 
     A session of a tool without state keeps the defaults. One with state overrides ``fork`` where a deep copy is not
     an exact one, and ``snapshot`` and ``restore`` with a JSON value that rebuilds it.
+
+    Attributes:
+        stateless: Whether calls leave nothing behind, so that several may run at the same time.
     """
+
+    stateless: ClassVar[bool] = False
 
     @abstractmethod
     def call(self, arguments: Mapping[str, Any]) -> str:
@@ -65,8 +78,10 @@ class Tool:
         arguments_model: Validates a call's arguments and gives the JSON schema.
         new_session: Makes the session of one episode.
         timeout_s: Wall-clock limit of one call, seconds.
-        inline: Bounded in time by construction, so it runs in the caller's thread and needs no clock. Calls of other
-            tools run beside the caller and are given up after ``timeout_s``.
+        inline: Quick and bounded in time by construction, so it runs in the caller's thread and needs no clock. Calls
+            of other tools run beside the caller and are given up after ``timeout_s``.
+        keeps_limit: The tool keeps ``timeout_s`` by itself (it waits on a process or a socket with a deadline), so
+            that nobody has to watch it. It says what was too slow by a `ToolError`, or by a `ToolFailure`.
     """
 
     name: str
@@ -75,6 +90,7 @@ class Tool:
     new_session: Callable[[], ToolSession]
     timeout_s: float = DEFAULT_TIMEOUT_S
     inline: bool = False
+    keeps_limit: bool = False
 
     def __post_init__(self) -> None:
         """Check the name and the limit."""
@@ -87,6 +103,11 @@ class Tool:
     def parameters(self) -> dict[str, Any]:
         """The JSON schema of the arguments."""
         return self.arguments_model.model_json_schema()
+
+    @cached_property
+    def argument_names(self) -> tuple[str, ...]:
+        """The names of the arguments, in the schema's order."""
+        return tuple(self.arguments_model.model_fields)
 
     @cached_property
     def text_parameter(self) -> str | None:
@@ -108,7 +129,7 @@ class Tool:
         try:
             # Unlike json.loads, it refuses half a surrogate pair, which no tokenizer takes, and deep nesting.
             arguments = from_json(text, allow_inf_nan=False)
-        except ValueError as error:
+        except (TypeError, ValueError) as error:  # TypeError: half a surrogate pair in the text itself
             raise self.no_object() from error
         return self.validate(arguments)
 
@@ -121,20 +142,24 @@ class Tool:
         if not isinstance(arguments, Mapping):
             raise self.no_object()
         try:
-            model = self.arguments_model.model_validate(arguments)
+            # The core of ``model_validate``, without its own overhead, which is as large again.
+            model = self.arguments_model.__pydantic_validator__.validate_python(arguments)
         except ValidationError as error:
             first = error.errors()[0]
             where = ".".join(str(part) for part in first["loc"])[:MAX_PATH_CHARACTERS] or "arguments"
             raise ToolError(f"{self.name}: {where}: {first['msg']}") from error
-        return {name: getattr(model, name) for name in type(model).model_fields}
+        return {name: getattr(model, name) for name in self.argument_names}
 
     def no_object(self) -> ToolError:
         """What to say to a call without an object of arguments."""
-        return ToolError(f"{self.name} takes a JSON object with {', '.join(self.parameters['properties'])}")
+        names = ", ".join(self.parameters.get("properties", {}))
+        return ToolError(f"{self.name} takes a JSON object with {names}" if names else f"{self.name} takes {{}}")
 
 
 class FunctionSession(ToolSession):
     """A session of a tool that is a plain function: no state, so a fork is the session itself."""
+
+    stateless: ClassVar[bool] = True
 
     def __init__(self, function: Callable[..., str]) -> None:
         self.function = function

@@ -14,7 +14,7 @@ class ToolTimeout(Exception):
 
 
 def call_within_limit(tool: Tool, session: ToolSession, arguments: Mapping[str, Any]) -> str:
-    """Run one call, in this thread where the tool is bounded by construction, else beside it and for ``timeout_s``.
+    """Run one call, in this thread where the tool keeps its limit by itself, else beside it and for ``timeout_s``.
 
     A thread cannot be killed: a call that is given up goes on in a daemon thread until it ends by itself, so its
     session must not be used again.
@@ -23,7 +23,7 @@ def call_within_limit(tool: Tool, session: ToolSession, arguments: Mapping[str, 
         ToolTimeout: The limit was reached.
         ToolError: As the tool raises it; so does any other exception.
     """
-    if tool.inline:
+    if tool.inline or tool.keeps_limit:
         return session.call(arguments)
     results: list[str] = []
     errors: list[BaseException] = []

@@ -2,6 +2,7 @@
 
 import json
 import re
+import time
 from decimal import Decimal
 from fractions import Fraction
 from pathlib import Path
@@ -303,23 +304,18 @@ def test_every_annotation_of_gsm8k_is_exact(shared_data: Path) -> None:
         assert evaluate(calculator(annotation)) == evaluate(result), annotation
 
 
-def hostile_rows(shared_data: Path) -> list[dict[str, Any]]:
-    """Hostile expressions, each with what must come of it."""
-    path = shared_data.parent / "attacks" / "calculator.jsonl"
-    if not path.is_file():
-        pytest.skip(f"needs the hostile inputs in {path}, which is not there")
-    return [row for row in json_lines(path) if row["kind"] == "calc"]
-
-
-def test_hostile_expressions(shared_data: Path) -> None:
-    rows = hostile_rows(shared_data)
-    assert len(rows) > 30
+def test_hostile_expressions(shared_attacks: Path, tmp_path: Path, bounded_memory: None) -> None:
+    text = (shared_attacks / "calculator.jsonl").read_text(encoding="utf-8").replace("{{NONCE}}", tmp_path.name)
+    rows = [row for row in map(json.loads, text.splitlines()) if row["kind"] == "calc"]
+    assert len(rows) == 40
     for row in rows:
         expect = row["expect"]
+        begun_s = time.process_time()
         try:
             outcome, written = "value", calculator(row["input"])
         except ToolError as error:
             outcome, written = "reject", str(error)
+        assert time.process_time() - begun_s <= expect["max_wall_s"], row["id"]
         allowed = [expect["outcome"]] if isinstance(expect["outcome"], str) else expect["outcome"]
         assert outcome in allowed, row["id"]
         assert not any(marker in written for marker in expect.get("output_excludes", ())), row["id"]
@@ -327,3 +323,12 @@ def test_hostile_expressions(shared_data: Path) -> None:
             assert evaluate(written) == Fraction(expect["value"]), row["id"]
         if "value_not" in expect:
             assert written != expect["value_not"], row["id"]
+    assert not Path(f"/tmp/evil_{tmp_path.name}").exists()
+
+
+def test_what_was_decided_where_a_corpus_may_expect_either() -> None:
+    # Digits are ASCII, here and where answers are graded; nothing is multiplied without a sign.
+    for expression in ("\u0664\u0662+1", "1_000+1", "2(3+4)", "sqrt(10**400+1)"):
+        with pytest.raises(ToolError):
+            calculator(expression)
+    assert calculator("1+1=42") == "2"

@@ -1,6 +1,6 @@
 """Tools by name, from each place that can name one."""
 
-import dataclasses
+import subprocess
 import sys
 from pathlib import Path
 
@@ -8,9 +8,7 @@ import pytest
 
 from forkgym.tools.base import Tool, as_tool
 from forkgym.tools.calculator import CALCULATOR
-from forkgym.tools.passages import Passage
-from forkgym.tools.registry import resolve_tool
-from forkgym.tools.search import PassageIndex, search_tool
+from forkgym.tools.registry import BUILT_IN, MCP_PREFIXES, resolve_tool, resolve_tools
 
 # A user's file: it needs its own entry in sys.modules, for the dataclass with postponed annotations.
 USER_FILE = '''
@@ -41,6 +39,11 @@ def undocumented(text: str) -> str:
 
 class Place:
     shout = staticmethod(shout)
+
+
+these = [shout, WordCount]
+those = (shout, undocumented)
+nothing = ()
 '''
 
 
@@ -67,12 +70,17 @@ def test_tools_and_functions_themselves() -> None:
         resolve_tool(len)
 
 
-def test_what_the_environment_supplies_comes_first() -> None:
-    search = search_tool(PassageIndex([Passage("Ayr", "A town.")]))
-    own = dataclasses.replace(CALCULATOR, description="Another calculator.")
-    provided = {"search": search, "calculator": own}
-    assert resolve_tool("search", provided) is search
-    assert resolve_tool("calculator", provided) is own
+def test_importing_the_registry_is_cheap() -> None:
+    code = "import sys, forkgym.tools.registry; print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    loaded = done.stdout.split()
+    own = {name for name in loaded if name.startswith("forkgym.")}
+    assert own == {f"forkgym.tools{part}" for part in ("", ".base", ".references", ".registry")}
+    assert not {"numpy", "httpx", "asyncio", "mcp", "sympy", "trafilatura"} & set(loaded)
+
+
+def test_the_built_in_tools_have_the_names_that_they_are_listed_under() -> None:
+    assert {name: resolve_tool(name).name for name in BUILT_IN} == {name: name for name in BUILT_IN}
 
 
 def test_search_without_passages() -> None:
@@ -134,6 +142,7 @@ def installed_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     info.mkdir()
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: other-package\nVersion: 1.0\n")
     points = ["loud = other_package:shout", "gone = other_package:gone", "lost = lost_package:f"]
+    points += ["these = other_package:these", "nothing = other_package:nothing"]
     (info / "entry_points.txt").write_text("\n".join(["[forkgym.tools]", *points]))
     monkeypatch.syspath_prepend(str(tmp_path))
 
@@ -148,11 +157,38 @@ def test_an_entry_point_of_another_package() -> None:
 
 
 @pytest.mark.usefixtures("installed_package")
+def test_one_name_for_several_tools(user_file: Path) -> None:
+    for source in ("these", f"{user_file}:these"):
+        assert [tool.name for tool in resolve_tools(source)] == ["shout", "word_count"]
+        with pytest.raises(ValueError, match=f"tool '{source}' stands for shout, word_count, expected one tool"):
+            resolve_tool(source)
+    with pytest.raises(ValueError, match=r"those': tool undocumented has no docstring"):
+        resolve_tools(f"{user_file}:those")
+    with pytest.raises(ValueError, match="tool 'nothing' is an empty list, expected at least one tool"):
+        resolve_tools("nothing")
+
+
+def test_the_tools_of_a_server(monkeypatch: pytest.MonkeyPatch) -> None:
+    mcp = pytest.importorskip("forkgym.tools.mcp")
+    assert MCP_PREFIXES == (mcp.SHARED, mcp.PER_EPISODE)
+    asked: list[str] = []
+
+    def tools_from_reference(source: str) -> tuple[Tool, ...]:
+        asked.append(source)
+        return (CALCULATOR, as_tool(whisper))
+
+    monkeypatch.setattr(mcp, "tools_from_reference", tools_from_reference)
+    for source in ("mcp:python server.py", "mcp-episode:http://localhost:9/mcp#add"):
+        assert [tool.name for tool in resolve_tools(source)] == ["calculator", "whisper"]
+    assert asked == ["mcp:python server.py", "mcp-episode:http://localhost:9/mcp#add"]
+
+
+@pytest.mark.usefixtures("installed_package")
 def test_an_unknown_name_is_told_what_exists() -> None:
-    supplied: dict[str, Tool] = {"lookup": as_tool(whisper, name="lookup")}
     with pytest.raises(ValueError, match="unknown tool 'calc'; expected ") as caught:
-        resolve_tool("calc", supplied)
-    assert "calculator, gone, lookup, lost, loud, 'module:attribute' or 'path/to/file.py:Name'" in str(caught.value)
+        resolve_tool("calc")
+    names = "calculator, gone, lost, loud, nothing, python, these, visit"
+    assert f"{names}, 'mcp:SERVER', 'module:attribute' or 'path/to/file.py:Name'" in str(caught.value)
 
 
 # A source, and what the error says.

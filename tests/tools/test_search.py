@@ -13,7 +13,13 @@ from hypothesis import strategies as st
 
 from forkgym.tools.base import ToolError, ToolSession
 from forkgym.tools.passages import Passage, load_passages
-from forkgym.tools.search import MAX_QUERY_CHARACTERS, NO_RESULTS, PassageIndex, index_for, search_tool
+from forkgym.tools.search import MAX_QUERY_CHARACTERS, NO_RESULTS, PassageIndex, Retriever, index_for, search_tool
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FORKGYM_CACHE", str(tmp_path / "cache"))
+
 
 AYR = Passage("Ayr", "Ayr is a town on the coast.")
 BLY = Passage("Bly River", "The river runs to the coast.")
@@ -31,7 +37,9 @@ def asker(index: PassageIndex, top_k: int = 3, max_chars: int = 600) -> Callable
 def test_scores_are_lucenes_bm25() -> None:
     # Two passages without titles: lengths 3 and 1, mean 2. Of "a" there are two in the first, none in the second.
     index = PassageIndex([Passage("", "a a b"), Passage("", "c")])
-    (score, zero) = index.bm25.get_scores_from_ids([index.vocabulary["a"]]).tolist()
+    scores = index.words.score(["a"])
+    assert scores is not None
+    (score, zero) = scores.tolist()
     # idf = ln(1 + (2 - 1 + 0.5) / (1 + 0.5)) = ln 2; tf = 2 / (2 + 1.5 * (0.25 + 0.75 * 3 / 2)) = 2 / 4.0625
     assert score == pytest.approx(math.log(2) * 2 / 4.0625, rel=1e-6)
     assert zero == 0
@@ -95,8 +103,8 @@ WORDS = st.lists(st.sampled_from("abcdef"), max_size=6).map(" ".join)
 @given(st.lists(st.builds(Passage, WORDS, WORDS), max_size=12), WORDS, st.integers(1, 5))
 def test_results_are_the_head_of_a_stable_sort_by_score(passages: list[Passage], query: str, top_k: int) -> None:
     index = PassageIndex(passages)
-    ids = [index.vocabulary[word] for word in query.split() if word in index.vocabulary]
-    scores: list[float] = index.bm25.get_scores_from_ids(ids).tolist() if ids else [0.0] * len(passages)
+    found = index.words.score(query.split())
+    scores = [0.0] * len(passages) if found is None else found.tolist()
     order = sorted((position for position in range(len(passages)) if scores[position]), key=lambda at: -scores[at])
     assert index.search(query, top_k) == [passages[position] for position in order[:top_k]]
 
@@ -156,6 +164,29 @@ def test_the_tool_runs_inline_without_state() -> None:
     session = tool.new_session()
     assert session.snapshot() is None
     assert session.fork().call({"query": "ayr"}) == session.call({"query": "ayr"})
+
+
+class SlowRetriever:
+    """A retriever that is not in this thread's memory, and says what it was asked."""
+
+    inline = False
+    timeout_s = 2.5
+
+    def search(self, query: str, top_k: int) -> list[Passage]:
+        return [Passage(query, f"asked for {top_k}")]
+
+
+def test_any_retriever_makes_a_tool() -> None:
+    retriever: Retriever = SlowRetriever()
+    tool = search_tool(retriever, top_k=7)
+    assert (tool.inline, tool.keeps_limit, tool.timeout_s) == (False, True, 2.5)
+    assert tool.new_session().call({"query": "ayr"}) == "ayr: asked for 7"
+    inline = search_tool(TOWNS)
+    assert (inline.inline, inline.keeps_limit) == (True, False)
+
+
+def test_no_half_of_a_surrogate_pair_reaches_the_model() -> None:
+    assert asker(PassageIndex([Passage("\ud83d", "half \udc00 ç")]))("half") == "\ufffd: half \ufffd ç"
 
 
 def test_an_index_is_built_once_for_a_file_and_again_when_it_changes(tmp_path: Path) -> None:

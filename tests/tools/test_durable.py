@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from forkgym.trainers.durable import discard_folder, make_folder, sync_tree, write_text
+from forkgym.tools.durable import discard_folder, make_folder, sync_tree, write_text
 
 
 @pytest.fixture

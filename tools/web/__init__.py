@@ -1,0 +1,1 @@
+"""Pages and search servers: requests that are bounded in time and size, fences of addresses, readable text."""
