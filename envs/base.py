@@ -6,33 +6,24 @@ import copy
 import operator
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from contextlib import suppress
+from dataclasses import replace
 from typing import Any, ClassVar, SupportsIndex
 
 import gymnasium as gym
 import numpy as np
 from gymnasium.error import ResetNeeded
 
-from forkgym.envs.grammar import Call, Grammar, ParseError, resolve_grammar
+from forkgym.envs.calls import CallsDone, run_calls
+from forkgym.envs.grammar import Grammar, ParsedTurn, ParseError, Prompt, Reply
+from forkgym.envs.grammars import resolve_grammar
 from forkgym.envs.space import TextSpace
-from forkgym.envs.tasks import StopReason, Task, Taskset
-from forkgym.tools.base import Tool, ToolError, ToolSession, ToolStop
-from forkgym.tools.limits import ToolTimeout, call_within_limit
-from forkgym.tools.registry import resolve_tool
+from forkgym.envs.tasks import SolutionStep, StopReason, Task, Taskset
+from forkgym.tools.base import Tool, ToolFailure, ToolSession
+from forkgym.tools.registry import resolve_tools
 
 INFINITE_TASK_RANGE = 2**31
 MAX_OBSERVATION_CHARACTERS = 1_000_000
-MAX_RESULT_CHARACTERS = 100_000
-
-
-@dataclass(frozen=True, slots=True)
-class CallsDone:
-    """What came of a turn's calls: the reply, the tools that ran, what was wrong, and whether a tool ended it all."""
-
-    observation: str = ""
-    tools: tuple[str, ...] = ()
-    error: ParseError | None = None
-    stopped: bool = False
 
 
 class ToolEnv(gym.Env[str, str]):
@@ -46,7 +37,8 @@ class ToolEnv(gym.Env[str, str]):
     Only the policy's text is parsed and scored. A malformed call gets a corrective observation, counts towards
     ``max_malformed`` in a row and may cost ``malformed_penalty``; no text raises. An answer terminates, and so does a
     tool that raises `ToolStop`; a limit truncates. ``info["stop_reason"]`` says which; it is None while the episode
-    runs.
+    runs. A failure of the infrastructure (`ToolFailure`, from a tool or from ``score``) truncates as well and pays
+    nothing; ``info["failure"]`` says what failed.
 
     The reward comes with the last step: the sum of ``reward_weights`` times the parts that ``score`` returns, each of
     which is in ``info`` as ``reward/NAME``. ``info["accuracy"]`` is the first part. ``reward/format`` is 1.0 where
@@ -56,7 +48,9 @@ class ToolEnv(gym.Env[str, str]):
         tools: Names, functions, classes or `Tool` objects.
         taskset: The tasks; None where the subclass overrides ``task``.
         grammar: A preset's name or a grammar object.
-        max_turns: Policy turns of an episode, 1 or more.
+        max_turns: Policy turns of an episode, 1 or more. The calls of the last turn are not run: nobody would read
+            what they return.
+        max_tool_calls: Calls of an episode, 0 or more; a turn that goes beyond is malformed. None for no limit.
         max_malformed: Malformed turns in a row that end the episode, 1 or more.
         malformed_penalty: Subtracted from the reward at each malformed turn, 0 or more.
         time_limit_s: Wall-clock time of an episode, seconds; it ends with the turn that reaches it. None for no limit,
@@ -65,8 +59,8 @@ class ToolEnv(gym.Env[str, str]):
         render_mode: None or "ansi" (``render`` returns the transcript).
 
     Raises:
-        ValueError: A limit is out of range, a tool, grammar or part of the reward is unknown, or a tool's name has a
-            meaning already.
+        ValueError: A limit is out of range, a tool, grammar or part of the reward is unknown, a tool's name has a
+            meaning already, or ``tools`` is no list.
     """
 
     metadata: dict[str, Any] = {"render_modes": ["ansi"], "render_fps": 1}  # Gymnasium warns where there is no rate
@@ -80,6 +74,7 @@ class ToolEnv(gym.Env[str, str]):
         taskset: Taskset | None = None,
         grammar: str | Grammar = "arpo",
         max_turns: int = 6,
+        max_tool_calls: int | None = None,
         max_malformed: int = 3,
         malformed_penalty: float = 0.0,
         time_limit_s: float | None = None,
@@ -88,6 +83,7 @@ class ToolEnv(gym.Env[str, str]):
     ) -> None:
         for name, value, least in (
             ("max_turns", max_turns, 1),
+            ("max_tool_calls", 0 if max_tool_calls is None else max_tool_calls, 0),
             ("max_malformed", max_malformed, 1),
             ("malformed_penalty", malformed_penalty, 0),
             ("time_limit_s", 0 if time_limit_s is None else time_limit_s, 0),
@@ -96,13 +92,16 @@ class ToolEnv(gym.Env[str, str]):
                 raise ValueError(f"{name} is {value}, expected at least {least}")
         if render_mode not in (None, "ansi"):
             raise ValueError(f"render_mode is {render_mode!r}, expected None or 'ansi'")
+        if isinstance(tools, str):  # which is a sequence of strings too
+            raise ValueError(f"tools is {tools!r}, expected a list, such as [{tools!r}]")
         self.grammar = resolve_grammar(grammar)
-        resolved = [self.resolve_tool(tool) for tool in tools]
+        resolved = [tool for source in tools for tool in self._find_tools(source)]
         self.tools = {tool.name: tool for tool in resolved}
         self.tool_names = tuple(tool.name for tool in resolved)
         self._check_names()
         self.taskset = taskset
         self.max_turns = max_turns
+        self.max_tool_calls = max_tool_calls
         self.max_malformed = max_malformed
         self.malformed_penalty = malformed_penalty
         self.time_limit_s = time_limit_s
@@ -123,15 +122,18 @@ class ToolEnv(gym.Env[str, str]):
 
     # What a subclass fills in.
 
-    def resolve_tool(self, source: str | Callable[..., Any] | Tool) -> Tool:
-        """Find a tool; a subclass that brings tools of its own by name overrides this."""
-        return resolve_tool(source)
+    def own_tool(self, name: str) -> Tool | None:
+        """The tool that this environment brings under a name; None where it brings none."""
+        del name
+        return None
 
     def task(self, index: int) -> Task:
-        """Return task ``index``; the taskset's by default."""
+        """Return task ``index``; by default the taskset's, whose solution keeps to the tools that there are."""
         if self.taskset is None:
             raise TypeError(f"{type(self).__name__} has no taskset and does not override task()")
-        return self.taskset[index]
+        task = self.taskset[index]
+        steps = tuple(step for step in task.solution if step.tool is None or step.tool in self.tools)
+        return task if len(steps) == len(task.solution) else replace(task, solution=steps)
 
     def score(self, answer: str, task: Task) -> Mapping[str, float]:
         """Score what stood between the answer's markers: named parts, the first of which is the accuracy.
@@ -149,6 +151,21 @@ class ToolEnv(gym.Env[str, str]):
         """Start the tools' sessions for an episode of ``task``."""
         del task
         return {name: tool.new_session() for name, tool in self.tools.items()}
+
+    # What agents and rollouts ask for, beside the Gymnasium contract. They ask a bare environment after ``reset``.
+
+    def prompt_of(self, observation: str) -> Prompt:
+        """What ``reset`` returned, as the beginning of a context."""
+        question = observation.removeprefix(self.instructions).strip()
+        return self.grammar.prompt(tuple(self.tools.values()), question)
+
+    def reply_of(self, observation: str) -> Reply:
+        """What ``step`` returned, as what is new in a context."""
+        return self.grammar.reply(observation, self.tool_names)
+
+    def render_step(self, step: SolutionStep) -> str:
+        """The turn in which an oracle takes ``step``."""
+        return self.grammar.render_step(step, self.tools)
 
     # The Gymnasium contract.
 
@@ -176,7 +193,10 @@ class ToolEnv(gym.Env[str, str]):
 
     @property
     def inline(self) -> bool:
-        """Whether every tool is bounded in time and runs in the caller's thread."""
+        """Whether a step waits for nothing: every tool is quick and runs in the caller's thread.
+
+        An environment whose ``score`` waits for something overrides it.
+        """
         return all(tool.inline for tool in self.tools.values())
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[str, dict[str, Any]]:
@@ -195,6 +215,7 @@ class ToolEnv(gym.Env[str, str]):
         """
         super().reset(seed=seed)
         index = self._choose_index(options or {})
+        self._running = False  # where something below raises, the last episode is over all the same
         self._task_index, self._task = index, self.task(index)
         self._transcript = []
         self._tool_calls = self._malformed = self._malformed_in_a_row = 0
@@ -225,35 +246,34 @@ class ToolEnv(gym.Env[str, str]):
         if not isinstance(action, str):  # pyright: ignore[reportUnnecessaryIsInstance] - callers may have no types
             raise TypeError(f"an action is a string, got {type(action).__name__}")
         turn = self.grammar.parse(action, self.tool_names)
-        last = len(self._transcript) + 1 >= self.max_turns
-        done = CallsDone(error=turn.error)
-        if turn.calls and not last:
-            done = self._run(turn.calls)
-        elif turn.error is not None:
-            done = replace(
-                done, observation=self.grammar.render_results([f"Error: {turn.correction}"], self.tool_names)
-            )
-        observation, error = done.observation, done.error
-        malformed = error is not None
+        done = self._act(turn)
+        observation = self.grammar.render_results(done.outputs, self.tool_names) if done.outputs else ""
+        malformed = done.error is not None
         self._malformed += malformed
         self._malformed_in_a_row = self._malformed_in_a_row + 1 if malformed else 0
         self._transcript.append((action, observation))
 
-        stop = (
-            StopReason.ANSWERED if turn.answer is not None else StopReason.TOOL_STOP if done.stopped else self._limit()
-        )
+        stop = self._stop(turn, done)
         info: dict[str, Any] = {
-            "stop_reason": None if stop is None else stop.value,
+            "stop_reason": None,
             "turns": float(len(self._transcript)),
             "tool_calls": float(self._tool_calls),
             "malformed": float(self._malformed),
-            "error": "" if error is None else error.value,
+            "error": "" if done.error is None else done.error.value,
+            "failure": done.failure,
             "tools": ",".join(done.tools),
         }
         reward = 0.0 - self.malformed_penalty if malformed else 0.0
         if stop is not None:
             self._running = False
-            reward += self._final_reward(turn.answer, info)
+            try:
+                reward += self._final_reward(turn.answer, info)
+            except ToolFailure as failure:
+                stop, info["failure"] = StopReason.TOOL_FAILURE, f"score: {failure}"
+                self._final_reward(None, info)
+            info["stop_reason"] = stop.value
+            if stop is StopReason.TOOL_FAILURE:
+                reward = 0.0
         terminated = stop in (StopReason.ANSWERED, StopReason.TOOL_STOP)
         return observation, reward, terminated, stop is not None and not terminated, info
 
@@ -322,6 +342,10 @@ class ToolEnv(gym.Env[str, str]):
 
     # Details.
 
+    def _find_tools(self, source: str | Callable[..., Any] | Tool) -> tuple[Tool, ...]:
+        own = self.own_tool(source) if isinstance(source, str) else None
+        return resolve_tools(source) if own is None else (own,)
+
     def _check_names(self) -> None:
         for place, name in enumerate(self.tool_names):
             own = self.grammar.markers((name,))
@@ -350,8 +374,29 @@ class ToolEnv(gym.Env[str, str]):
             raise IndexError(f"reset option 'index' is {index}, but there are {size} tasks")
         return operator.index(index)
 
-    def _limit(self) -> StopReason | None:
-        """Return the limit that the episode has reached, if any."""
+    def _act(self, turn: ParsedTurn) -> CallsDone:
+        """Run the calls of a turn, or say what is wrong with it."""
+        if turn.error is not None:
+            return CallsDone((f"Error: {turn.correction}",), error=turn.error)
+        last = len(self._transcript) + 1 >= self.max_turns
+        if not turn.calls or last:
+            return CallsDone()
+        if self.max_tool_calls is not None and self._tool_calls + len(turn.calls) > self.max_tool_calls:
+            left = self.max_tool_calls - self._tool_calls
+            said = f"Error: {left} more calls are allowed, the turn has {len(turn.calls)}; it is time to answer."
+            return CallsDone((said,), error=ParseError.CALL_LIMIT)
+        done = run_calls(turn.calls, self.tools, self._sessions, self._renew_session)
+        self._tool_calls += len(done.tools)
+        return done
+
+    def _stop(self, turn: ParsedTurn, done: CallsDone) -> StopReason | None:
+        """Return why the episode ends with this turn, or None where it goes on."""
+        if done.failure:
+            return StopReason.TOOL_FAILURE
+        if turn.answer is not None:
+            return StopReason.ANSWERED
+        if done.stopped:
+            return StopReason.TOOL_STOP
         if self._malformed_in_a_row >= self.max_malformed:
             return StopReason.MALFORMED
         if len(self._transcript) >= self.max_turns:
@@ -359,34 +404,6 @@ class ToolEnv(gym.Env[str, str]):
         if self.time_limit_s is not None and time.monotonic() - self._begun_s > self.time_limit_s:
             return StopReason.TIME_LIMIT
         return None
-
-    def _run(self, calls: Sequence[Call]) -> CallsDone:
-        outputs: list[str] = []
-        tools: list[str] = []
-        error: ParseError | None = None
-        stopped = False
-        for call in calls:
-            tool = self.tools[call.tool]
-            try:
-                arguments = tool.arguments_from_text(call.text)
-            except ToolError as mistake:
-                outputs.append(f"Error: {mistake}")
-                error = ParseError.BAD_ARGUMENTS
-                continue
-            self._tool_calls += 1
-            tools.append(call.tool)
-            try:
-                outputs.append(call_within_limit(tool, self._sessions[call.tool], arguments))
-            except ToolError as mistake:
-                outputs.append(f"Error: {mistake}")
-            except ToolStop as stop:
-                outputs.append(str(stop))
-                stopped = True
-            except ToolTimeout as timeout:
-                outputs.append(f"Error: {timeout}; its session starts afresh.")
-                self._renew_session(call.tool)
-        observation = self.grammar.render_results([shortened(output) for output in outputs], self.tool_names)
-        return CallsDone(observation, tuple(tools), error, stopped)
 
     def _renew_session(self, name: str) -> None:
         """Replace a session whose call was given up: that call may still be at work in it, so it is not closed."""
@@ -397,9 +414,8 @@ class ToolEnv(gym.Env[str, str]):
 
     def _final_reward(self, answer: str | None, info: dict[str, Any]) -> float:
         """Score the episode, write the parts into ``info`` and return their weighted sum."""
-        parts: dict[str, float] = {name: 0.0 for name in self.weights}
-        accuracy = 0.0
-        extraction = "no answer"
+        parts = dict.fromkeys(self.weights, 0.0)
+        accuracy, extraction = 0.0, "no answer"
         if answer is not None:
             scored = {name: float(value) for name, value in self.score(answer, self.current_task).items()}
             accuracy = next(iter(scored.values()), 0.0)
@@ -407,23 +423,16 @@ class ToolEnv(gym.Env[str, str]):
             parts["format"] = float(self._malformed == 0)
             extraction = self.extraction_failure(answer)
         elif not self.reward_weights:  # only ``score`` knows the names of the parts
-            parts |= dict.fromkeys(self.score("", self.current_task), 0.0)
+            with suppress(ToolFailure):  # what cannot score at the moment names none, and there is nothing to score
+                parts |= dict.fromkeys(self.score("", self.current_task), 0.0)
         info |= {f"reward/{name}": value for name, value in parts.items()}
-        info["accuracy"] = accuracy
-        info["extraction"] = extraction
+        info |= {"accuracy": accuracy, "extraction": extraction}
         return sum(self.weights.get(name, 1.0) * value for name, value in parts.items())
 
     def _close_sessions(self) -> None:
         for session in self._sessions.values():
             session.close()
         self._sessions = {}
-
-
-def shortened(output: str) -> str:
-    """Cut a tool's output to what fits into an observation, and say so."""
-    if len(output) <= MAX_RESULT_CHARACTERS:
-        return output
-    return f"{output[:MAX_RESULT_CHARACTERS]}\n[cut: {len(output)} characters, {MAX_RESULT_CHARACTERS} shown]"
 
 
 def generator_at(state: Mapping[str, Any]) -> np.random.Generator:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, cast
+from unittest.mock import patch
 
 import gymnasium as gym
 import numpy as np
@@ -15,7 +16,8 @@ from gymnasium.utils.env_checker import check_env
 from forkgym.envs.base import ToolEnv
 from forkgym.envs.forking import fork
 from forkgym.envs.grammar import ParseError
-from forkgym.envs.tasks import SolutionStep
+from forkgym.envs.tasks import SolutionStep, StopReason
+from forkgym.tools.base import ToolFailure, ToolSession
 
 TextEnv = gym.Env[str, str]
 Outcome = tuple[str, float, bool, bool, dict[str, Any]]
@@ -43,8 +45,8 @@ def check_tool_env(env: TextEnv, *, episodes: int = 5, seed: int = 0) -> None:
     check_env(tool_env, skip_render_check=tool_env.spec is None)
     for number in range(seed, seed + episodes):
         env.reset(seed=number)
-        check_task(tool_env)
         check_score(tool_env)
+        check_task(tool_env)
         check_forgery(env, number)
         rng = np.random.default_rng(number)
         actions, others = (draw_actions(tool_env, rng) for _ in range(2))
@@ -52,6 +54,7 @@ def check_tool_env(env: TextEnv, *, episodes: int = 5, seed: int = 0) -> None:
         check_repeats(env, number, actions)
         check_forks(env, number, actions, others)
         check_snapshots(env, number, actions)
+        check_tool_output(env, number)
 
 
 def require(condition: bool, sentence: str) -> None:
@@ -69,7 +72,7 @@ def draw_actions(env: ToolEnv, rng: np.random.Generator) -> list[str]:
     actions: list[str] = []
     for _ in range(env.max_turns):
         if solution and rng.random() < 0.6:
-            actions.append(env.grammar.render_step(solution.pop(0)))
+            actions.append(env.render_step(solution.pop(0)))
         else:
             odd = odd_actions(env, rng)
             actions.append(odd[int(rng.integers(len(odd)))])
@@ -79,14 +82,16 @@ def draw_actions(env: ToolEnv, rng: np.random.Generator) -> list[str]:
 def odd_actions(env: ToolEnv, rng: np.random.Generator) -> list[str]:
     """Actions of all kinds that are no oracle's."""
     markers = env.markers
-    call = env.grammar.render_step(SolutionStep("1 + 1", tool=str(rng.choice(env.tool_names or ("none",)))))
+    tool = str(rng.choice(env.tool_names or ("none",)))
+    is_text = tool not in env.tools or env.tools[tool].text_parameter is not None
+    call = env.render_step(SolutionStep("1 + 1" if is_text else "{}", tool=tool))
     return [
         call,
         call[: len(call) // 2],
         call[len(call) // 2 :],
         call + call,
-        env.grammar.render_step(SolutionStep("rm -rf /", tool="no_such_tool")),
-        env.grammar.render_step(SolutionStep(str(rng.integers(100)))),
+        env.render_step(SolutionStep("rm -rf /", tool="no_such_tool")),
+        env.render_step(SolutionStep(str(rng.integers(100)))),
         "".join(rng.choice(markers, size=5)),
         "".join(chr(number) for number in rng.integers(1, 0xD800, size=20)),
         "",
@@ -139,7 +144,7 @@ def check_task(env: ToolEnv) -> None:
         f"the solution of task {index} takes {len(task.solution)} turns, max_turns is {env.max_turns}",
     )
     env.reset(options={"index": index})
-    outcomes = proceed(env, [env.grammar.render_step(step) for step in task.solution])
+    outcomes = proceed(env, [env.render_step(step) for step in task.solution])
     require(
         outcomes[-1][2] and outcomes[-1][4]["accuracy"] == 1.0,
         f"the solution of task {index} ends with {outcomes[-1]}, expected to terminate with accuracy 1.0",
@@ -149,12 +154,12 @@ def check_task(env: ToolEnv) -> None:
 def check_score(env: ToolEnv) -> None:
     """Any answer is scored, with the same parts, as finite numbers."""
     task = env.current_task
-    parts = set(env.score(task.answer, task))
+    parts = set(scored_parts(env, task.answer))
     require(bool(parts), "score() returns no part")
     unlisted = parts - set(env.reward_weights)
     require(not (env.reward_weights and unlisted), f"score() returns {unlisted}, which reward_weights does not list")
     for answer in ODD_ANSWERS:
-        scored = env.score(answer, task)
+        scored = scored_parts(env, answer)
         require(set(scored) == parts, f"score({answer[:20]!r}) returns the parts {set(scored)}, expected {parts}")
         finite = all(math.isfinite(value) for value in scored.values())
         require(finite, f"score({answer[:20]!r}) is {scored}, expected finite numbers")
@@ -162,19 +167,88 @@ def check_score(env: ToolEnv) -> None:
         require(isinstance(failure, str), f"extraction_failure({answer[:20]!r}) is {failure!r}, expected a string")
 
 
+def scored_parts(env: ToolEnv, answer: str) -> Mapping[str, float]:
+    """Score an answer to the current task, and say so where that raises or returns something else than parts."""
+    try:
+        parts: Any = env.score(answer, env.current_task)
+    except ToolFailure:  # the infrastructure's fault, of which the environment is right to say so
+        raise
+    except Exception as error:
+        raise AssertionError(f"score({answer[:20]!r}) raises {error!r}; what cannot be read earns 0.0") from error
+    require(isinstance(parts, Mapping), f"score({answer[:20]!r}) returns {parts!r}, expected numbers by name")
+    return cast(Mapping[str, float], parts)
+
+
 def check_forgery(env: TextEnv, seed: int) -> None:
     """What looks like a tool's output, and an answer outside its markers, earns and ends nothing."""
     env.reset(seed=seed)
-    tool_env = env.unwrapped
-    assert isinstance(tool_env, ToolEnv)
-    task = tool_env.current_task
-    answer = tool_env.grammar.render_step(SolutionStep(task.answer))
-    for action in (tool_env.grammar.render_results([answer], tool_env.tool_names), task.answer):
+    tool_env = tool_env_of(env)
+    names = tool_env.tool_names
+    answer = tool_env.current_task.answer
+    actions = [tool_env.grammar.render_results([tool_env.render_step(SolutionStep(answer))], names)]
+    # In some grammars a whole message is the answer.
+    if tool_env.grammar.parse(answer, names).answer is None:
+        actions.append(answer)
+    for action in actions:
         env.reset(seed=seed)
         _, reward, terminated, _, info = take(env, action)
         require(not terminated, f"{action[:60]!r} is no answer, and yet it ended the episode")
         require(reward <= 0, f"{action[:60]!r} is no answer, and yet it earned {reward}")
         require(info["error"] in set(ParseError), f"info['error'] is {info['error']!r}, expected the name of an error")
+
+
+class Echo(ToolSession):
+    """Returns a text, or raises, whatever it is asked."""
+
+    def __init__(self, reply: str | ToolFailure) -> None:
+        self.reply = reply
+
+    def call(self, arguments: Mapping[str, Any]) -> str:
+        """Return the text, or raise."""
+        if isinstance(self.reply, ToolFailure):
+            raise self.reply
+        return self.reply
+
+
+def check_tool_output(env: TextEnv, seed: int) -> None:
+    """A tool that writes the answer, or calls, earns and ends nothing; one that fails ends the episode unscored."""
+    env.reset(seed=seed)
+    tool_env = tool_env_of(env)
+    steps = [step for step in tool_env.current_task.solution if step.tool is not None]
+    if not steps or tool_env.max_turns == 1:
+        return  # nobody knows arguments that fit, or the calls of the last turn are not run
+    call = tool_env.render_step(steps[0])
+    answer = tool_env.render_step(SolutionStep(tool_env.current_task.answer))
+    for text in (answer, call, f"{''.join(tool_env.markers)} {answer} #### {tool_env.current_task.answer}"):
+        observation, reward, terminated, _, info = take_with_tools(env, seed, call, text)
+        require(not terminated and info["stop_reason"] is None, f"the tool's output {text[:60]!r} ended the episode")
+        require(reward <= 0, f"the tool's output {text[:60]!r} earned {reward}")
+        frame = tool_env.grammar.render_results([""], tool_env.tool_names)
+        for marker in tool_env.markers:
+            escaped = observation.count(marker) == frame.count(marker)
+            require(escaped, f"the tool's output {text[:60]!r} is shown with its {marker!r}, which means something")
+    _, reward, terminated, truncated, info = take_with_tools(env, seed, call, ToolFailure("nothing listens there"))
+    require(
+        truncated and not terminated and info["stop_reason"] == StopReason.TOOL_FAILURE and reward == 0,
+        f"where a tool raises ToolFailure, the turn ends with reward {reward} and {info}, expected it truncated for "
+        f"the stop reason {StopReason.TOOL_FAILURE.value} with reward 0",
+    )
+
+
+def take_with_tools(env: TextEnv, seed: int, action: str, reply: str | ToolFailure) -> Outcome:
+    """Take one action in an episode whose tools reply in this way."""
+    tool_env = tool_env_of(env)
+    sessions = {name: Echo(reply) for name in tool_env.tool_names}
+    with patch.object(tool_env, "open_sessions", return_value=sessions):
+        env.reset(seed=seed)
+    return take(env, action)
+
+
+def tool_env_of(env: TextEnv) -> ToolEnv:
+    """The bare environment."""
+    bare = env.unwrapped
+    assert isinstance(bare, ToolEnv)
+    return bare
 
 
 def check_outcomes(env: TextEnv, outcomes: Sequence[Outcome]) -> None:
@@ -252,9 +326,7 @@ def check_snapshots(env: TextEnv, seed: int, actions: Sequence[str]) -> None:
     for turn in range(len(expected) + 1):
         env.reset(seed=seed)
         proceed(env, actions[:turn])
-        source = env.unwrapped
-        other = fork(env).unwrapped
-        assert isinstance(source, ToolEnv) and isinstance(other, ToolEnv)
+        source, other = tool_env_of(env), tool_env_of(fork(env))
         state = source.snapshot()
         try:
             text = json.dumps(state, allow_nan=False)

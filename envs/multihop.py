@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -14,7 +13,6 @@ from forkgym.envs.search_env import SearchQAEnv
 from forkgym.envs.tasks import SolutionStep, Task
 from forkgym.tools.base import Tool, ToolSession
 from forkgym.tools.passages import Passage
-from forkgym.tools.registry import resolve_tool
 from forkgym.tools.search import PassageIndex, search_tool
 
 MULTIHOP_SEED = 2  # keeps these draws apart from those of the other generated environment
@@ -242,9 +240,9 @@ class MultiHopEnv(SearchQAEnv):
         options.setdefault("tools", ("search",))
         super().__init__(taskset=taskset, max_turns=turns, **options)
 
-    def resolve_tool(self, source: str | Callable[..., Any] | Tool) -> Tool:
+    def own_tool(self, name: str) -> Tool | None:
         """Supply ``search``; its sessions cover the volume of the current task."""
-        return resolve_tool(source, {"search": volume_tool(self.split, self.difficulty, 0, self.top_k)})
+        return volume_tool(self.split, self.difficulty, 0, self.top_k) if name == "search" else None
 
     def open_sessions(self, task: Task) -> dict[str, ToolSession]:
         """Let ``search`` cover the volume that the task is about."""

@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic, TypeVar, cast, overload
 
-from pydantic import BaseModel, TypeAdapter, ValidationError
+from pydantic import AliasChoices, BaseModel, TypeAdapter, ValidationError
+from pydantic.fields import FieldInfo
 
 FILE_SUFFIXES = (".jsonl", ".json", ".parquet")
 HUB_NAME = re.compile(r"\w[\w.-]*/[\w.-]+(?::[\w.-]+)?", re.ASCII)
@@ -136,7 +137,7 @@ def load_rows(source: Source, record: type[RowT]) -> Sequence[RowT]:
         rows = read_json(path, record)
     else:
         name, table = load_table(source, path)
-        missing = [column for column in required_columns(record) if column not in table.column_names]
+        missing = [names[0] for names in required_columns(record) if set(names).isdisjoint(table.column_names)]
         if missing:
             raise DataError(f"{name}: no column {missing[0]!r} among {table.column_names}; {expected(record)}")
         rows = LazyRows(table, record, name)
@@ -206,14 +207,25 @@ def load_table(source: Source, path: Path | None) -> tuple[str, Any]:
     return name, table
 
 
-def required_columns(record: type[BaseModel]) -> list[str]:
-    """The columns that a record cannot do without."""
-    return [name for name, field in record.model_fields.items() if field.is_required()]
+def required_columns(record: type[BaseModel]) -> list[tuple[str, ...]]:
+    """The columns that a record cannot do without: the names that each of them may have."""
+    return [column_names(name, field) for name, field in record.model_fields.items() if field.is_required()]
+
+
+def column_names(name: str, field: FieldInfo) -> tuple[str, ...]:
+    """The names that a field's column may have: the field's own, or its aliases."""
+    match field.validation_alias:
+        case None:
+            return (name,)
+        case AliasChoices(choices=choices):
+            return tuple(choice for choice in choices if isinstance(choice, str))
+        case alias:
+            return (str(alias),)
 
 
 def expected(record: type[BaseModel]) -> str:
     """Say which columns a record needs."""
-    return f"expected the columns {', '.join(required_columns(record))}"
+    return f"expected the columns {', '.join(' or '.join(names) for names in required_columns(record))}"
 
 
 def bad_row(where: str, error: ValidationError, record: type[BaseModel]) -> DataError:

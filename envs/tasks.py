@@ -19,6 +19,7 @@ class StopReason(StrEnum):
     MALFORMED = "malformed"
     TOOL_STOP = "tool_stop"
     TIME_LIMIT = "time_limit"
+    TOOL_FAILURE = "tool_failure"  # the infrastructure's fault: nothing that the policy did, so it is not trained on
 
     TOTAL_TOKEN_LIMIT = "total_token_limit"
     CONTEXT_LIMIT = "context_limit"

@@ -8,6 +8,16 @@ from typing import Any
 import gymnasium as gym
 import pytest
 
+from tests.envs.small_competitions import AIME_ROWS, MATH500_ROWS, MATH_ROWS
+from tests.envs.small_sets import (
+    BAMBOOGLE_ROWS,
+    CORPUS_ROWS,
+    MUSIQUE_ROWS,
+    TWO_WIKI_ROWS,
+    VERL_ROWS,
+    WEBWALKERQA_ROWS,
+)
+
 MakeEnv = Callable[..., gym.Env[str, str]]
 
 GSM8K_ROWS = [
@@ -70,14 +80,39 @@ def hotpotqa_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def make_env(gsm8k_file: Path, hotpotqa_file: Path) -> MakeEnv:
+def corpus_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_lines(tmp_path_factory.mktemp("corpus") / "corpus.jsonl", CORPUS_ROWS)
+
+
+@pytest.fixture(scope="session")
+def small_arguments(
+    gsm8k_file: Path, hotpotqa_file: Path, corpus_file: Path, tmp_path_factory: pytest.TempPathFactory
+) -> dict[str, dict[str, Any]]:
+    """What each environment that reads data needs to read small files, by id."""
+    folder = tmp_path_factory.mktemp("sets")
+    corpus = {"corpus": str(corpus_file)}
+    verl = str(write_lines(folder / "verl.jsonl", VERL_ROWS))
+    return {
+        "forkgym/GSM8K-v0": {"path": str(gsm8k_file)},
+        "forkgym/HotpotQA-v0": {"path": str(hotpotqa_file)},
+        "forkgym/2WikiMultihopQA-v0": {"path": str(write_lines(folder / "2wiki.jsonl", TWO_WIKI_ROWS))},
+        "forkgym/MuSiQue-v0": {"path": str(write_lines(folder / "musique.jsonl", MUSIQUE_ROWS))},
+        "forkgym/Bamboogle-v0": {"path": str(write_lines(folder / "bamboogle.jsonl", BAMBOOGLE_ROWS)), **corpus},
+        "forkgym/WebWalkerQA-v0": {"path": str(write_lines(folder / "webwalkerqa.jsonl", WEBWALKERQA_ROWS)), **corpus},
+        "forkgym/MATH-v0": {"path": str(write_lines(folder / "math.jsonl", MATH_ROWS))},
+        "forkgym/MATH500-v0": {"path": str(write_lines(folder / "math500.jsonl", MATH500_ROWS))},
+        "forkgym/AIME-v0": {"path": str(write_lines(folder / "aime.jsonl", AIME_ROWS))},
+        "forkgym/VerlMath-v0": {"path": verl},
+        "forkgym/VerlSearch-v0": {"path": verl, **corpus},
+    }
+
+
+@pytest.fixture(scope="session")
+def make_env(small_arguments: dict[str, dict[str, Any]]) -> MakeEnv:
     """``gymnasium.make``, with the small files for the environments that read data."""
-    paths = {"forkgym/GSM8K-v0": str(gsm8k_file), "forkgym/HotpotQA-v0": str(hotpotqa_file)}
 
     def make(env_id: str, **arguments: Any) -> gym.Env[str, str]:
-        if env_id in paths:
-            arguments.setdefault("path", paths[env_id])
-        env: gym.Env[str, str] = gym.make(f"forkgym.envs:{env_id}", **arguments)
+        env: gym.Env[str, str] = gym.make(f"forkgym.envs:{env_id}", **{**small_arguments.get(env_id, {}), **arguments})
         return env
 
     return make

@@ -11,7 +11,8 @@ from gymnasium.error import ResetNeeded
 from hypothesis import given
 from hypothesis import strategies as st
 
-from forkgym.envs.base import MAX_RESULT_CHARACTERS, ToolEnv
+from forkgym.envs.base import ToolEnv
+from forkgym.envs.calls import MAX_RESULT_CHARACTERS
 from forkgym.envs.grammar import ParseError
 from forkgym.envs.math_env import MathEnv
 from forkgym.envs.tasks import SolutionStep, StopReason, Task
@@ -84,6 +85,7 @@ def test_an_episode_from_call_to_answer() -> None:
         "tool_calls": 1.0,
         "malformed": 0.0,
         "error": "",
+        "failure": "",
         "tools": "echo",
     }
     observation, reward, terminated, truncated, info = env.step("<answer>\\boxed{6}</answer>")
@@ -94,6 +96,7 @@ def test_an_episode_from_call_to_answer() -> None:
         "tool_calls": 1.0,
         "malformed": 0.0,
         "error": "",
+        "failure": "",
         "tools": "",
         "reward/format": 1.0,
         "reward/correct": 1.0,
@@ -347,6 +350,7 @@ def test_bad_options(options: dict[str, Any], error: type[Exception], said: str)
         ({"render_mode": "human"}, "render_mode is 'human', expected None or 'ansi'"),
         ({"grammar": "xml"}, "grammar 'xml': expected one of"),
         ({"tools": ["hammer"]}, "unknown tool 'hammer'"),
+        ({"tools": "hammer"}, r"tools is 'hammer', expected a list, such as \['hammer'\]"),
         ({"tools": [echo, echo]}, "tool 'echo': expected a name that no other tool or marker has"),
         ({"tools": [as_tool(echo, name="think")]}, "tool 'think': expected a name"),
         ({"tools": [as_tool(echo, name="answer")]}, "tool 'answer': expected a name"),
@@ -379,6 +383,19 @@ def test_parts_that_a_class_does_not_list_are_named_without_an_answer_too() -> N
     env.reset(options={"index": 1})
     _, reward, _, _, info = env.step("nothing")
     assert (reward, info["reward/right"], info["reward/short"], info["accuracy"]) == (0.0, 0.0, 0.0, 0.0)
+
+
+def test_a_solution_keeps_to_the_tools_that_there_are() -> None:
+    class Solved(Sums):
+        def __getitem__(self, index: int) -> Task:
+            steps = (SolutionStep("1", "echo"), SolutionStep("2", "nowhere"), SolutionStep("3"))
+            return Task("?", "3", solution=steps)
+
+    def solution(tools: list[Tool]) -> list[str]:
+        return [step.argument for step in make_env(taskset=Solved(), tools=tools).task(0).solution]
+
+    assert solution([inline(echo)]) == ["1", "3"]
+    assert solution([]) == ["3"]
 
 
 def test_rendering() -> None:
@@ -432,7 +449,7 @@ def test_what_is_no_snapshot_is_refused() -> None:
 def test_an_oracles_solution_may_use_any_tool() -> None:
     env = make_env()
     env.reset(options={"index": 3})
-    observation, *_ = env.step(env.grammar.render_step(SolutionStep("x", tool="echo", thought="y")))
+    observation, *_ = env.step(env.render_step(SolutionStep("x", tool="echo", thought="y")))
     assert observation == "<result>x</result>"
 
 

@@ -13,6 +13,7 @@ import forkgym.envs
 from forkgym.envs.base import ToolEnv
 from forkgym.envs.checking import check_tool_env
 from forkgym.envs.math_env import MathEnv
+from forkgym.envs.tag_grammar import TagGrammar
 from forkgym.envs.tasks import SolutionStep, Task
 from forkgym.tools.base import ToolError, as_tool
 
@@ -35,7 +36,10 @@ def test_gymnasiums_own_checker_passes(make_env: MakeEnv, env_id: str) -> None:
 
 
 @pytest.mark.parametrize("env_id", ENV_IDS)
-@pytest.mark.parametrize("arguments", [{}, {"grammar": "search_r1", "malformed_penalty": 0.1, "max_malformed": 2}])
+@pytest.mark.parametrize(
+    "arguments",
+    [{}, {"grammar": "search_r1", "malformed_penalty": 0.1, "max_malformed": 2}, {"grammar": "hermes"}],
+)
 def test_registered_environments_pass(make_env: MakeEnv, env_id: str, arguments: dict[str, Any]) -> None:
     env = make_env(env_id, **arguments)
     check_tool_env(env)
@@ -216,6 +220,16 @@ class UnlistedPart(NumbersEnv):
         return {**super().score(answer, task), "style": 0.5}
 
 
+class RaisingScore(NumbersEnv):
+    def score(self, answer: str, task: Task) -> Mapping[str, float]:
+        return {"correct": float(answer)}
+
+
+class BareScore(NumbersEnv):
+    def score(self, answer: str, task: Task) -> Any:
+        return 1.0
+
+
 class NoReason(NumbersEnv):
     def extraction_failure(self, answer: str) -> Any:
         return None
@@ -235,6 +249,29 @@ class ShiftingTasks(NumbersEnv):
     def task(self, index: int) -> Task:
         ShiftingTasks.asked += 1
         return Task(f"{index} {ShiftingTasks.asked}", str(index))
+
+
+class UnescapedResults(TagGrammar):
+    def escape(self, text: str, tool_names: tuple[str, ...]) -> str:
+        return text
+
+
+class BelievesTools(NumbersEnv):
+    def step(self, action: str) -> Any:
+        observation, reward, terminated, truncated, info = super().step(action)
+        return observation, reward + ("####" in observation), terminated, truncated, info
+
+
+class StopsWithTools(NumbersEnv):
+    def step(self, action: str) -> Any:
+        observation, reward, terminated, truncated, info = super().step(action)
+        return observation, reward, terminated or "####" in observation, truncated, info
+
+
+class PaysForFailures(NumbersEnv):
+    def step(self, action: str) -> Any:
+        observation, reward, terminated, truncated, info = super().step(action)
+        return observation, reward - (info["stop_reason"] == "tool_failure"), terminated, truncated, info
 
 
 class WrongSolution(NumbersEnv):
@@ -271,8 +308,14 @@ class SharedLog(Log):
         (NotANumber, r"score\(''\) is {'correct': nan}, expected finite"),
         (OtherParts, r"score\(''\) returns the parts {'empty'}, expected {'correct'}"),
         (UnlistedPart, "score.. returns {'style'}, which reward_weights does not list"),
+        (RaisingScore, r"score\('.*'\) raises ValueError\(.*; what cannot be read earns 0.0"),
+        (BareScore, r"score\('.*'\) returns 1.0, expected numbers by name"),
         (NoReason, r"extraction_failure\(''\) is None, expected a string"),
         (BelievesResults, "is no answer, and yet it earned 1.0"),
+        (lambda: NumbersEnv(grammar=UnescapedResults("bare")), "the tool's output .* is shown with its '</?answer>'"),
+        (BelievesTools, "the tool's output .* earned 1.0"),
+        (StopsWithTools, "the tool's output .* ended the episode"),
+        (PaysForFailures, "where a tool raises ToolFailure, the turn ends with reward -1.0 .* expected it truncated"),
         (ShiftingTasks, "is not the same|non-deterministic"),
         (WrongSolution, "the solution of task . ends with .*expected to terminate with accuracy 1.0"),
         (LongSolution, "takes 7 turns, max_turns is 6"),

@@ -18,7 +18,7 @@ from forkgym.tools.base import Tool, ToolError, as_tool
 
 ENV_IDS = [env_id for env_id, _, _ in forkgym.envs.ENVS]
 EPISODES = 200
-THREADED_EPISODES = 20  # a call beside the caller costs a thread
+THREADED_EPISODES = 20  # a call beside the caller costs a thread, or a process
 
 MakeEnv = Callable[..., gym.Env[str, str]]
 
@@ -43,7 +43,8 @@ def check_random_episodes(env: gym.Env[str, str], episodes: int) -> None:
 
 @pytest.mark.parametrize("env_id", ENV_IDS)
 def test_forks_of_registered_environments(make_env: MakeEnv, env_id: str) -> None:
-    check_random_episodes(make_env(env_id), EPISODES)
+    env = make_env(env_id)
+    check_random_episodes(env, EPISODES if bare_of(env).inline else THREADED_EPISODES)
 
 
 class Notebook:

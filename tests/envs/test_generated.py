@@ -38,7 +38,7 @@ def test_the_oracle_solves_every_task(env_id: str, split: str, difficulty: int) 
         env.reset(options={"index": index})
         reward, terminated, info = 0.0, False, dict[str, Any]()
         for step in env.current_task.solution:
-            _, reward, terminated, truncated, info = env.step(env.grammar.render_step(step))
+            _, reward, terminated, truncated, info = env.step(env.render_step(step))
             assert not truncated
             assert info["error"] == ""
         assert terminated
@@ -122,8 +122,8 @@ def test_a_search_covers_the_volume_of_the_task() -> None:
         step = env.current_task.solution[0]
         other = make("forkgym/MultiHop-v0", split="train")
         other.reset(options={"index": 40_000})
-        assert step.argument in env.step(env.grammar.render_step(step))[0]
-        assert other.step(env.grammar.render_step(step))[0] == "<result>No results.</result>"
+        assert step.argument in env.step(env.render_step(step))[0]
+        assert other.step(env.render_step(step))[0] == "<result>No results.</result>"
 
 
 @pytest.mark.parametrize("env_id", GENERATED)

@@ -21,7 +21,7 @@ def play_oracle(env: GSM8KEnv, index: int) -> tuple[float, str | None]:
     env.reset(options={"index": index})
     last: str | None = None
     for step in env.current_task.solution:
-        observation, reward, terminated, _, info = env.step(env.grammar.render_step(step))
+        observation, reward, terminated, _, info = env.step(env.render_step(step))
         assert info["error"] == ""
         if step.tool is None:
             assert terminated

@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 
-from forkgym.envs.hotpotqa import HotpotQAEnv, hotpotqa_taskset
+from forkgym.envs.hotpotqa import HOTPOTQA, HotpotQAEnv
+from forkgym.envs.question_sets import question_taskset
 from forkgym.envs.sources import DataError
 from forkgym.envs.tasks import SolutionStep
 
@@ -22,7 +23,7 @@ def play_oracle(env: HotpotQAEnv, index: int) -> tuple[dict[str, Any], list[bool
     env.reset(options={"index": index})
     found: list[bool] = []
     for step in env.current_task.solution:
-        observation, _, terminated, _, info = env.step(env.grammar.render_step(step))
+        observation, _, terminated, _, info = env.step(env.render_step(step))
         if step.tool is None:
             assert terminated
             return info, found
@@ -31,7 +32,7 @@ def play_oracle(env: HotpotQAEnv, index: int) -> tuple[dict[str, Any], list[bool
 
 
 def test_a_row_becomes_a_task(hotpotqa_file: Path) -> None:
-    taskset = hotpotqa_taskset("validation", str(hotpotqa_file))
+    taskset = question_taskset(HOTPOTQA, "validation", str(hotpotqa_file))
     task = taskset[0]
     assert taskset.size == 2
     assert (task.uid, task.answer) == ("hotpotqa/validation/0", "Norway")

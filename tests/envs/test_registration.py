@@ -7,6 +7,7 @@ from pathlib import Path
 
 import gymnasium as gym
 import pytest
+from gymnasium.envs.registration import load_env_creator
 
 import forkgym.envs
 from forkgym.envs.base import ToolEnv
@@ -21,9 +22,20 @@ def run_python(code: str) -> str:
     return done.stdout.strip()
 
 
-def test_the_four_ids_are_registered() -> None:
-    assert ENV_IDS == ["forkgym/GSM8K-v0", "forkgym/HotpotQA-v0", "forkgym/WordMath-v0", "forkgym/MultiHop-v0"]
+def test_every_environment_is_registered() -> None:
+    names = (
+        "GSM8K MATH MATH500 AIME HotpotQA 2WikiMultihopQA MuSiQue Bamboogle WebWalkerQA VerlMath VerlSearch "
+        "WordMath MultiHop Mixture"
+    )
+    assert sorted(ENV_IDS) == sorted(f"forkgym/{name}-v0" for name in names.split())
     assert set(ENV_IDS) <= set(gym.registry)
+
+
+@pytest.mark.parametrize(("env_id", "entry_point"), [row[:2] for row in forkgym.envs.ENVS])
+def test_an_entry_point_is_an_environment(env_id: str, entry_point: str) -> None:
+    made_by = load_env_creator(entry_point)
+    assert isinstance(made_by, type) and issubclass(made_by, ToolEnv)
+    assert gym.spec(env_id).entry_point == entry_point
 
 
 def test_import_is_light() -> None:

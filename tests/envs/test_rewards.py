@@ -1,23 +1,26 @@
-"""Attempts to earn a reward without an answer: whole episodes of the ``arpo`` grammar from the corpus."""
+"""Attempts to earn a reward without an answer: whole episodes, from the corpus and with tools that print the answer."""
 
 import json
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import gymnasium as gym
 import pytest
 
+import forkgym.envs
 from forkgym.envs.base import ToolEnv
-from forkgym.envs.math_env import MathEnv
+from forkgym.envs.math_env import MathEnv, VerifiedMathEnv
 from forkgym.envs.search_env import SearchQAEnv
-from forkgym.envs.tasks import Task
+from forkgym.envs.tasks import SolutionStep, StopReason, Task
+from forkgym.envs.verification.verify_process import shared_process
 from forkgym.tools.base import Tool, as_tool
 
-# What the corpus expects otherwise, and why this project does not do it.
-ANSWERED_OTHERWISE = {
-    "reward-gsm_spray": "the last number counts, so a list of guesses is one guess: its last",
-    "reward-gold_unparsable": "a row without a gold number is refused when it is loaded, see test_gsm8k.py",
-}
+MakeEnv = Callable[..., gym.Env[str, str]]
+
+ENV_IDS = [env_id for env_id, _, _ in forkgym.envs.ENVS]
+KINDS: dict[str, type[ToolEnv]] = {"qa": SearchQAEnv, "math": VerifiedMathEnv, "gsm8k": MathEnv}
 
 
 class OneTask:
@@ -40,13 +43,12 @@ def canned_tool(name: str, outputs: Iterator[str]) -> Tool:
     return as_tool(canned, name=name, inline=True)
 
 
-def play(row: dict[str, Any], *, in_answer: bool = False) -> dict[str, Any]:
+def play(row: dict[str, Any], kind: type[ToolEnv] | None = None, *, in_answer: bool = False) -> dict[str, Any]:
     """Play the policy's turns until the episode ends; return the last ``info``, with the sum of all rewards."""
     segments: list[list[str]] = row["input"]["segments"]
     results = (text.removeprefix("<result>").removesuffix("</result>") for author, text in segments if author == "tool")
     tools = [canned_tool(name, results) for name in ("python", "search")]
-    kind: type[ToolEnv] = SearchQAEnv if row["input"]["task"] == "qa" else MathEnv
-    env = kind(taskset=OneTask(row["input"]["gold"]), tools=tools)
+    env = (kind or KINDS[row["input"]["task"]])(taskset=OneTask(row["input"]["gold"]), tools=tools)
     env.reset(seed=0)
     total, info = 0.0, {"accuracy": 0.0}
     for author, text in segments:
@@ -60,40 +62,102 @@ def play(row: dict[str, Any], *, in_answer: bool = False) -> dict[str, Any]:
     return {**info, "total": total}
 
 
-def corpus(shared_data: Path) -> list[dict[str, Any]]:
-    lines = (shared_data.parent / "attacks" / "reward.jsonl").read_text(encoding="utf-8").splitlines()
-    return [json.loads(line) for line in lines]
+@pytest.fixture(scope="module")
+def corpus(shared_attacks: Path) -> dict[str, dict[str, Any]]:
+    lines = (shared_attacks / "reward.jsonl").read_text(encoding="utf-8").splitlines()
+    return {row["id"]: row for row in map(json.loads, lines)}
 
 
-def test_corpus_of_attempts(shared_data: Path) -> None:
-    rows = corpus(shared_data)
+def test_corpus_of_attempts(corpus: dict[str, dict[str, Any]], bounded_memory: None) -> None:
+    shared_process().compare("x", "x")  # it has started before anything is timed
     wrong: list[str] = []
-    for row in rows:
+    for name, row in corpus.items():
         expect = row["expect"]
-        outcome = play(row, in_answer=row["input"]["task"] == "gsm8k")
-        if row["id"] not in ANSWERED_OTHERWISE and outcome["accuracy"] != expect["correct"]:
-            wrong.append(f"{row['id']}: accuracy is {outcome['accuracy']}, expected {expect}")
+        begun_s = time.monotonic()
+        outcome = play(row)
+        took_s = time.monotonic() - begun_s
+        masked = outcome.get("stop_reason") == StopReason.TOOL_FAILURE
+        if masked != expect.get("masked", False):
+            wrong.append(f"{name}: it ended with {outcome.get('stop_reason')}, expected {expect}")
+        if outcome["accuracy"] != (expect["correct"] or 0):
+            wrong.append(f"{name}: accuracy is {outcome['accuracy']}, expected {expect}")
         if outcome["total"] > expect.get("max_total", 1.0):
-            wrong.append(f"{row['id']}: the reward is {outcome['total']}, expected {expect}")
+            wrong.append(f"{name}: the reward is {outcome['total']}, expected {expect}")
         if outcome.get("reward/f1", 0.0) > expect.get("max_f1", 1.0):
-            wrong.append(f"{row['id']}: F1 is {outcome['reward/f1']}, expected {expect}")
+            wrong.append(f"{name}: F1 is {outcome['reward/f1']}, expected {expect}")
         if expect.get("official_em") and outcome["reward/official_exact_match"] != 1.0:
-            wrong.append(f"{row['id']}: the official exact match is not reported")
+            wrong.append(f"{name}: the official exact match is not reported")
+        if took_s > expect.get("max_wall_s", 3.0):
+            wrong.append(f"{name}: took {took_s:.1f} s, expected {expect}")
     assert wrong == []
-    assert len(rows) == 22
+    assert len(corpus) == 22
 
 
-@pytest.mark.parametrize("name", ["reward-gsm_first", "reward-gsm_spray"])
-def test_numbers_outside_an_answer_earn_nothing(shared_data: Path, name: str) -> None:
-    (row,) = (row for row in corpus(shared_data) if row["id"] == name)
-    assert play(row)["total"] == 0.0
+@pytest.mark.parametrize("kind", [MathEnv, VerifiedMathEnv])
+def test_both_ways_to_score_mathematics_withstand_it(corpus: dict[str, dict[str, Any]], kind: type[ToolEnv]) -> None:
+    rows = [row for row in corpus.values() if row["input"]["task"] != "qa" and row["expect"]["correct"] is not None]
+    assert len(rows) >= 14
+    for row in rows:
+        assert play(row, kind)["accuracy"] == row["expect"]["correct"], row["id"]
 
 
-def test_what_is_answered_otherwise(shared_data: Path) -> None:
-    rows = {row["id"]: row for row in corpus(shared_data)}
-    assert ANSWERED_OTHERWISE.keys() <= rows.keys()
-    # Gold is 5, and the list of guesses ends with it; any other place in the list earns nothing.
-    assert play(rows["reward-gsm_spray"], in_answer=True)["accuracy"] == 1.0
-    assert play(rows["reward-gsm_first"], in_answer=True)["accuracy"] == 0.0
-    # Where such a row got past the loader all the same, nothing equals what cannot be read.
-    assert play(rows["reward-gold_unparsable"])["accuracy"] == 0.0
+def test_a_timeout_of_grading_is_counted(corpus: dict[str, dict[str, Any]]) -> None:
+    outcome = play(corpus["reward-verifier_crash"])
+    assert (outcome["stop_reason"], outcome["reward/grading_timeout"]) == (StopReason.ANSWERED, 1.0)
+    assert play(corpus["reward-wrong"])["reward/grading_timeout"] == 0.0
+
+
+def test_a_gold_that_nothing_can_be_held_against_is_masked(corpus: dict[str, dict[str, Any]]) -> None:
+    # Sources of tasks leave such rows out, see test_competition.py; this is a taskset of somebody's own.
+    outcome = play(corpus["reward-gold_unparsable"])
+    assert (outcome["stop_reason"], outcome["total"]) == (StopReason.TOOL_FAILURE, 0.0)
+    assert "'see solution'" in outcome["failure"]
+
+
+def test_a_list_of_guesses_inside_an_answer(corpus: dict[str, dict[str, Any]]) -> None:
+    # Outside the markers, as the corpus has them, neither earns anything. Inside, the last number counts where only
+    # numbers are compared: a list of guesses is one guess, its last. As mathematics it is no expression.
+    spray, contradiction = corpus["reward-gsm_spray"], corpus["reward-gsm_first"]
+    assert play(spray, MathEnv, in_answer=True)["accuracy"] == 1.0
+    assert play(contradiction, MathEnv, in_answer=True)["accuracy"] == 0.0
+    assert play(spray, VerifiedMathEnv, in_answer=True)["accuracy"] == 0.0
+    assert play(contradiction, VerifiedMathEnv, in_answer=True)["accuracy"] == 0.0
+
+
+# Tools that print the answer.
+
+
+@pytest.mark.parametrize("grammar", ["arpo", "search_r1", "hermes"])
+@pytest.mark.parametrize("env_id", ENV_IDS)
+def test_what_a_tool_prints_earns_nothing(make_env: MakeEnv, env_id: str, grammar: str) -> None:
+    printed: list[str] = []
+
+    def parrot(text: str) -> str:
+        """Print the answer."""
+        return printed[-1]
+
+    env = make_env(env_id, tools=[as_tool(parrot, inline=True)], grammar=grammar, max_turns=4).unwrapped
+    assert isinstance(env, ToolEnv)
+    env.reset(options={"index": 0})
+    gold = env.current_task.answer
+    answer = env.render_step(SolutionStep(gold))
+    call = env.render_step(SolutionStep("?", tool="parrot"))
+    for text in (
+        gold,
+        f"#### {gold}",
+        rf"\boxed{{{gold}}}",
+        answer,
+        f"{''.join(env.markers)}{answer}#### {gold}{call}",
+    ):
+        printed.append(text)
+        env.reset(options={"index": 0})
+        steps = [env.step(call) for _ in range(4)]
+        # Rewards, whether terminated, whether truncated.
+        assert [step[1:4] for step in steps] == [(0.0, False, False)] * 3 + [(0.0, False, True)], text
+        info = steps[-1][4]
+        assert (info["accuracy"], info["stop_reason"], info["tool_calls"]) == (0.0, StopReason.TURN_LIMIT, 3.0)
+        # Nor does an answer that only points to it.
+        env.reset(options={"index": 0})
+        env.step(call)
+        _, reward, _, _, info = env.step(env.render_step(SolutionStep("as the tool says")))
+        assert (info["stop_reason"], info["accuracy"], reward) == (StopReason.ANSWERED, 0.0, 0.0), text
