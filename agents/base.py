@@ -6,7 +6,7 @@ waits for another.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import TYPE_CHECKING, Protocol
@@ -16,6 +16,8 @@ from forkgym.envs.tasks import Task
 
 if TYPE_CHECKING:
     import torch
+
+FINISHED = "a finished turn that was neither continued nor released"
 
 
 class FinishReason(StrEnum):
@@ -41,6 +43,7 @@ class Request:
         continues: The finished request whose context and completion begin this context: its cache is taken over.
         report_after: ``step`` reports a `FirstTokens` once so many tokens are sampled; 0 for never.
         task: For logs and oracles; a policy sees tokens only.
+        solution: The turns of the task's solution as text, in the environment's grammar; empty where none is known.
     """
 
     uid: str
@@ -52,6 +55,7 @@ class Request:
     continues: str | None = None
     report_after: int = 0
     task: Task | None = None
+    solution: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         """Check the fields."""
@@ -111,6 +115,9 @@ class Agent(Protocol):
 
     Events of one ``step`` come in the order in which their requests were submitted. A request that finishes within
     ``report_after`` tokens is reported by a `FirstTokens` first, then by its `Completion`.
+
+    It samples from the model's whole distribution at the request's temperature: no top-p, top-k or repetition penalty,
+    whatever the model's own settings for generation ask for. No importance weight could make up for those.
     """
 
     @property
@@ -142,3 +149,19 @@ class Agent(Protocol):
     def load_weights(self, model: torch.nn.Module, version: int) -> None:
         """Sample from these weights from now on. No request may be running."""
         ...
+
+    def figures(self) -> Mapping[str, float]:
+        """Return what it measures of itself, by name, for the log of a training step; empty where nothing."""
+        ...
+
+
+def check_released(uid: str, finished: Container[str | None]) -> None:
+    """Raise ValueError where a turn that is to be released is not among the finished ones."""
+    if uid not in finished:
+        raise ValueError(f"turn {uid}: expected {FINISHED}")
+
+
+def check_continued(request: Request, finished: Container[str | None]) -> None:
+    """Raise ValueError where the turn that a request continues is not among the finished ones."""
+    if request.continues not in finished:
+        raise ValueError(f"request {request.uid}: it continues {request.continues!r}, expected {FINISHED}")

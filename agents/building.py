@@ -11,18 +11,19 @@ from forkgym.agents.base import Agent
 from forkgym.agents.codec import ByteCodec
 from forkgym.agents.config import AgentConfig
 from forkgym.agents.loading import EMBEDDED, load_model, load_tokenizer
+from forkgym.agents.openai_agent import CANNOT_TRAIN, OpenAIAgent
 from forkgym.agents.scripted import OracleAgent
 from forkgym.agents.transformers_agent import TransformersAgent
-from forkgym.envs.grammar import resolve_grammar
+from forkgym.agents.vllm_agent import VllmAgent
 
 
 @dataclass(frozen=True, slots=True)
 class Policy:
-    """A model in this process, its tokenizer, and the agent that samples from it."""
+    """A model in this process, its tokenizer, and the agent that samples with its weights."""
 
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
-    agent: TransformersAgent
+    agent: Agent
 
 
 def use_threads(config: AgentConfig) -> None:
@@ -34,29 +35,37 @@ def use_threads(config: AgentConfig) -> None:
 
 
 def load_policy(config: AgentConfig) -> Policy:
-    """Load a model that can be trained, and an agent that shares its weights.
+    """Load a model that can be trained, and an agent that samples with its weights.
 
     Raises:
-        ValueError: The kind of agent has no model to train, or the model or its tokenizer can't be used.
+        ValueError: The kind of agent has no model to train, the model or its tokenizer can't be used, or what the agent
+            needs is not installed.
     """
-    if config.kind != "transformers":
-        raise ValueError(f"agent.kind {config.kind!r} has no model to train; expected transformers")
+    if config.kind == "openai":
+        raise ValueError(f"agent.kind 'openai': {CANNOT_TRAIN}")
+    if config.kind not in ("transformers", "vllm"):
+        raise ValueError(f"agent.kind {config.kind!r} has no model to train; expected transformers or vllm")
     tokenizer = load_tokenizer(config.model)
     dtype = {"float32": torch.float32, "bfloat16": torch.bfloat16}[config.dtype]
     model = load_model(config.model, dtype)
+    if config.kind == "vllm":
+        return Policy(model, tokenizer, VllmAgent(model, tokenizer, slots=config.slots, config=config.vllm))
     return Policy(model, tokenizer, TransformersAgent(model, tokenizer, slots=config.slots))
 
 
-def make_agent(config: AgentConfig, grammar: str) -> Agent:
+def make_agent(config: AgentConfig) -> Agent:
     """Make an agent for evaluation.
 
     Args:
         config: Which one.
-        grammar: In which an oracle writes.
 
     Raises:
-        ValueError: As ``load_policy``; or the grammar is unknown.
+        ValueError: As ``load_policy``; or an endpoint's model is not named, or its key cannot be sent.
     """
     if config.kind == "oracle":
-        return OracleAgent(ByteCodec(), resolve_grammar(grammar))
+        return OracleAgent(ByteCodec())
+    if config.kind == "openai":
+        if config.model == EMBEDDED:
+            raise ValueError("agent.model is not given, expected the name of a model that the endpoint serves")
+        return OpenAIAgent(config.model, slots=config.slots, config=config.openai)
     return load_policy(config).agent

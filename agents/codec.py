@@ -10,7 +10,8 @@ import re
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Protocol
 
-from jinja2 import TemplateError
+from forkgym.agents.chat import ChatTemplate, control_token_pattern
+from forkgym.envs.grammar import Prompt, Reply
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -19,12 +20,17 @@ if TYPE_CHECKING:
 class Codec(Protocol):
     """What rollouts need of a tokenizer."""
 
-    def encode_prompt(self, instructions: str, question: str) -> tuple[int, ...]:
+    @property
+    def opening(self) -> str:
+        """What the prompt has written of the policy's message: the opening tag of a thought, or nothing."""
+        ...
+
+    def encode_prompt(self, prompt: Prompt) -> tuple[int, ...]:
         """The context before the first turn."""
         ...
 
-    def encode_observation(self, text: str, markers: tuple[str, ...]) -> tuple[int, ...]:
-        """An environment's reply; only ``markers`` may become control tokens."""
+    def encode_reply(self, reply: Reply, turn: tuple[int, ...]) -> tuple[int, ...]:
+        """An environment's reply to a turn of these tokens; outside text in it gets no control token."""
         ...
 
     def encode_turn(self, text: str) -> tuple[int, ...]:
@@ -39,14 +45,19 @@ class Codec(Protocol):
 class ByteCodec:
     """UTF-8 bytes as tokens: for agents that need no model."""
 
-    def encode_prompt(self, instructions: str, question: str) -> tuple[int, ...]:
-        """Both texts, a blank line between."""
-        return self.encode_turn(f"{instructions}\n\n{question}\n")
+    @property
+    def opening(self) -> str:
+        """Nothing: there is no chat template."""
+        return ""
 
-    def encode_observation(self, text: str, markers: tuple[str, ...]) -> tuple[int, ...]:
+    def encode_prompt(self, prompt: Prompt) -> tuple[int, ...]:
+        """Both texts, a blank line between."""
+        return self.encode_turn(f"{prompt.instructions}\n\n{prompt.question}\n")
+
+    def encode_reply(self, reply: Reply, turn: tuple[int, ...]) -> tuple[int, ...]:
         """The text; there are no control tokens."""
-        del markers
-        return self.encode_turn(text)
+        del turn
+        return self.encode_turn(reply.text)
 
     def encode_turn(self, text: str) -> tuple[int, ...]:
         """The text; a lone surrogate becomes a question mark."""
@@ -60,11 +71,10 @@ class ByteCodec:
 class TokenizerCodec:
     """A Hugging Face tokenizer.
 
-    A prompt goes through the chat template, where there is one, with the instructions as the system message, or before
-    the question where the template refuses a system message.
-    Markers of the grammar are encoded as whatever the tokenizer makes of them (one control token in the embedded
-    policy, several tokens elsewhere); the rest of an observation is encoded with control tokens switched off, so a
-    page that contains ``<|im_end|>`` cannot end a message.
+    A prompt goes through the chat template, where there is one. In a tag grammar, markers in a reply are encoded as
+    whatever the tokenizer makes of them (one control token in the embedded policy, several tokens elsewhere); in a chat
+    grammar the template frames each result. Outside text, the question included, is encoded with control tokens
+    switched off, so a page that contains ``<|im_end|>`` cannot end a message.
 
     Args:
         tokenizer: A fast tokenizer.
@@ -72,23 +82,37 @@ class TokenizerCodec:
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
         self.tokenizer = tokenizer
-        self.has_system_role = tokenizer.chat_template is not None and renders_system(tokenizer)
+        self.chat = ChatTemplate(tokenizer) if tokenizer.chat_template is not None else None
+        self.control_tokens = control_token_pattern(tokenizer)
 
-    def encode_prompt(self, instructions: str, question: str) -> tuple[int, ...]:
-        """The chat template's rendering with its generation prompt, or both texts where there is no template."""
-        if self.tokenizer.chat_template is None:
-            return tuple(self._ids(f"{instructions}\n\n{question}\n", add_special_tokens=True))
-        messages = [{"role": "system", "content": instructions}, {"role": "user", "content": question}]
-        if not self.has_system_role:
-            messages = [{"role": "user", "content": f"{instructions}\n\n{question}"}]
-        text = self.tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
-        assert isinstance(text, str)
-        return tuple(self._ids(text))
+    @property
+    def opening(self) -> str:
+        """What the chat template opens; nothing where there is none."""
+        return "" if self.chat is None else self.chat.opening
 
-    def encode_observation(self, text: str, markers: tuple[str, ...]) -> tuple[int, ...]:
-        """Markers as the tokenizer knows them, everything between them without control tokens."""
+    def encode_prompt(self, prompt: Prompt) -> tuple[int, ...]:
+        """The chat template's rendering with its generation prompt, or both texts where there is no template.
+
+        Raises:
+            ValueError: The grammar's results are chat messages, and there is no template for them.
+        """
+        if self.chat is not None:
+            return tuple(self.chat.encode_prompt(prompt))
+        if prompt.schemas:
+            raise ValueError("the tokenizer has no chat template, which the grammar needs; expected a chat model's")
+        # The instructions may show markers as tokens; the question may not, so its control tokens stand apart.
+        pieces = self.control_tokens.split(f"{prompt.question}\n")
+        tokens = self._ids(f"{prompt.instructions}\n\n{pieces[0]}", add_special_tokens=True)
+        for piece in pieces[1:]:
+            tokens += self._ids(piece, split_special_tokens=True)
+        return tuple(tokens)
+
+    def encode_reply(self, reply: Reply, turn: tuple[int, ...]) -> tuple[int, ...]:
+        """The template's rendering of its messages, or markers as the tokenizer knows them and text between them."""
+        if reply.messages and self.chat is not None:
+            return tuple(self.chat.encode_results(reply.messages, turn))
         tokens: list[int] = []
-        for index, piece in enumerate(marker_splitter(markers).split(text)):
+        for index, piece in enumerate(marker_splitter(reply.markers).split(reply.text)):
             if piece:
                 tokens += self._ids(piece, split_special_tokens=index % 2 == 0)
         return tuple(tokens)
@@ -109,16 +133,6 @@ class TokenizerCodec:
         )
         ids: list[int] = encoded["input_ids"]
         return ids
-
-
-def renders_system(tokenizer: PreTrainedTokenizerBase) -> bool:
-    """Whether the chat template takes a system message; some raise on one."""
-    messages = [{"role": "system", "content": "a"}, {"role": "user", "content": "b"}]
-    try:
-        tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
-    except TemplateError:
-        return False
-    return True
 
 
 @lru_cache(maxsize=64)

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from forkgym.agents.base import Completion, Event, FinishReason, FirstTokens, Request
+from forkgym.agents.base import Completion, Event, FinishReason, FirstTokens, Request, check_continued, check_released
 from forkgym.agents.codec import ByteCodec, Codec, TokenizerCodec
-from forkgym.envs.grammar import Grammar
-from forkgym.envs.tasks import SolutionStep
 
 if TYPE_CHECKING:
     import torch
@@ -18,20 +16,12 @@ if TYPE_CHECKING:
 BYTES = 256
 
 
-@dataclass(frozen=True, slots=True)
-class Place:
-    """Where in its trajectory a turn is: how many came before it, and the seed of the first."""
-
-    turn: int
-    seed: int
-
-
 @dataclass(slots=True)
 class Writing:
-    """A queued turn and what was written for it."""
+    """A queued turn, how many came before it in its trajectory, and what was written for it."""
 
     request: Request
-    place: Place
+    turn: int
     tokens: tuple[int, ...]
     entropies: tuple[float, ...]
     text: str
@@ -42,8 +32,8 @@ class Writing:
 class WritingAgent(ABC):
     """Writes replies instead of sampling them; log-probs are 0.
 
-    A turn's place in its trajectory follows from the turn that it continues. A branch continues none: its place is
-    that of the longest finished turn with which its context begins.
+    How many turns came before one follows from the turn that it continues. A branch continues none: it follows the
+    longest finished turn with which its context begins.
 
     Args:
         codec: Makes tokens of the replies.
@@ -56,11 +46,11 @@ class WritingAgent(ABC):
         self._version = 0
         self._live: dict[str, Writing] = {}
         self._finished: dict[str, Writing] = {}
-        self._places: dict[tuple[int, ...], Place] = {}  # by context and completion, for branches
+        self._turns: dict[tuple[int, ...], int] = {}  # by context and completion, for branches
 
     @abstractmethod
-    def write(self, request: Request, place: Place) -> str:
-        """The whole reply; what follows a stop string in it is cut off."""
+    def write(self, request: Request, turn: int) -> str:
+        """The whole reply to a turn, counted from 0; what follows a stop string in it is cut off."""
 
     @property
     def codec(self) -> Codec:
@@ -80,18 +70,18 @@ class WritingAgent(ABC):
         """
         if request.uid in self._live or request.uid in self._finished:
             raise ValueError(f"request {request.uid}: another live request has this uid")
-        place = self._place(request)
-        text, reason = self._cut(self.write(request, place), request.stop)
+        turn = self._turn(request)
+        text, reason = self._cut(self.write(request, turn), request.stop)
         tokens = self._codec.encode_turn(text)
         if len(tokens) > request.max_tokens:
             tokens, reason = tokens[: request.max_tokens], FinishReason.TURN_TOKENS
             text = self._codec.decode(tokens)
         entropies = tuple(
-            self._entropy(request, place.turn, position) if self._entropy else 0.0 for position in range(len(tokens))
+            self._entropy(request, turn, position) if self._entropy else 0.0 for position in range(len(tokens))
         )
         if request.continues is not None:
             del self._finished[request.continues]
-        self._live[request.uid] = Writing(request, place, tokens, entropies, text, reason)
+        self._live[request.uid] = Writing(request, turn, tokens, entropies, text, reason)
 
     def step(self) -> Sequence[Event]:
         """Finish every queued turn, except that its first tokens may be reported one step earlier."""
@@ -112,8 +102,7 @@ class WritingAgent(ABC):
         Raises:
             ValueError: No finished turn has this uid.
         """
-        if uid not in self._finished:
-            raise ValueError(f"turn {uid}: expected a finished turn that was neither continued nor released")
+        check_released(uid, self._finished)
         del self._finished[uid]
 
     def abort(self, uid: str) -> None:
@@ -138,24 +127,23 @@ class WritingAgent(ABC):
             raise RuntimeError(f"weights of version {version} while {len(self._live)} requests run, expected none")
         self._version = version
 
-    def _place(self, request: Request) -> Place:
+    def figures(self) -> Mapping[str, float]:
+        """Return nothing: there is no model to measure."""
+        return {}
+
+    def _turn(self, request: Request) -> int:
         if request.continues is None:
-            for length in sorted({len(key) for key in self._places}, reverse=True):
-                before = self._places.get(request.tokens[:length])
+            for length in sorted({len(key) for key in self._turns}, reverse=True):
+                before = self._turns.get(request.tokens[:length])
                 if before is not None:
-                    return Place(before.turn + 1, before.seed)
-            return Place(0, request.seed)
-        if request.continues not in self._finished:
-            raise ValueError(
-                f"request {request.uid}: it continues {request.continues!r}, expected a finished turn that was "
-                "neither continued nor released"
-            )
-        before = self._finished[request.continues].place
-        return Place(before.turn + 1, before.seed)
+                    return before + 1
+            return 0
+        check_continued(request, self._finished)
+        return self._finished[request.continues].turn + 1
 
     def _finish(self, uid: str, writing: Writing) -> Completion:
         self._finished[uid] = self._live.pop(uid)
-        self._places[writing.request.tokens + writing.tokens] = writing.place
+        self._turns[writing.request.tokens + writing.tokens] = writing.turn
         zeros = (0.0,) * len(writing.tokens)
         return Completion(uid, writing.tokens, writing.text, zeros, writing.entropies, writing.reason, self._version)
 
@@ -188,44 +176,27 @@ class ScriptedAgent(WritingAgent):
             raise ValueError("replies is empty, expected one at least")
         self._replies = replies
 
-    def write(self, request: Request, place: Place) -> str:
+    def write(self, request: Request, turn: int) -> str:
         """The reply of this turn."""
         if callable(self._replies):
-            return self._replies(request, place.turn)
-        return self._replies[min(place.turn, len(self._replies) - 1)]
+            return self._replies(request, turn)
+        return self._replies[min(turn, len(self._replies) - 1)]
+
+
+class NoSolution(ValueError):
+    """There is nothing for an oracle to write: the environment's tasks say no steps."""
 
 
 class OracleAgent(WritingAgent):
-    """Takes the steps of each task's solution; after the last it repeats it.
+    """Takes the turns of each request's solution; after the last it repeats it."""
 
-    Args:
-        codec: Makes tokens of the replies.
-        grammar: Renders a step.
-        revise: Makes a careless teacher: changes a task's solution, given the seed of a trajectory's first turn;
-            the same for every turn of that trajectory.
-    """
-
-    def __init__(
-        self,
-        codec: Codec,
-        grammar: Grammar,
-        revise: Callable[[tuple[SolutionStep, ...], int], tuple[SolutionStep, ...]] | None = None,
-    ) -> None:
-        super().__init__(codec)
-        self._grammar = grammar
-        self._revise = revise
-
-    def write(self, request: Request, place: Place) -> str:
-        """The turn's step of the solution.
+    def write(self, request: Request, turn: int) -> str:
+        """The turn of the solution.
 
         Raises:
-            ValueError: The request has no task, or its task no solution.
+            NoSolution: The request has none.
         """
-        if request.task is None:
-            raise ValueError(f"request {request.uid}: it has no task, expected one with a solution")
-        plan = request.task.solution
-        if self._revise is not None and plan:
-            plan = self._revise(plan, place.seed)
-        if not plan:
-            raise ValueError(f"task {request.task.uid!r} has no solution, expected at least one step for the oracle")
-        return self._grammar.render_step(plan[min(place.turn, len(plan) - 1)])
+        if not request.solution:
+            name = f"task {request.task.uid!r}" if request.task is not None else f"request {request.uid}"
+            raise NoSolution(f"{name} has no solution, expected at least one turn for the oracle")
+        return request.solution[min(turn, len(request.solution) - 1)]

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, cast
 
 import numpy as np
 import torch
 
-from forkgym.agents.base import Completion, Event, FinishReason, FirstTokens, Request
+from forkgym.agents.base import Completion, Event, FinishReason, FirstTokens, Request, check_continued, check_released
 from forkgym.agents.codec import TokenizerCodec
 from forkgym.agents.loading import check_tokenizer
 from forkgym.agents.sampling import sample_tokens
@@ -147,8 +147,7 @@ class TransformersAgent:
         Raises:
             ValueError: No finished turn has this uid.
         """
-        if uid not in self._finished:
-            raise ValueError(f"turn {uid}: expected a finished turn that was neither continued nor released")
+        check_released(uid, self._finished)
         slot = self._finished.pop(uid)
         self._uids.remove(uid)
         if slot is not None:
@@ -198,14 +197,14 @@ class TransformersAgent:
         self._model.forget()
         self._version = version
 
+    def figures(self) -> Mapping[str, float]:
+        """Return nothing: it samples from the trained model itself."""
+        return {}
+
     def _take_over(self, request: Request, context: Ints) -> int | None:
         """Return the slot of the turn that ``request`` continues, now its own; None where that turn lost it."""
         assert request.continues is not None
-        if request.continues not in self._finished:
-            raise ValueError(
-                f"request {request.uid}: it continues {request.continues!r}, expected a finished turn that was "
-                "neither continued nor released"
-            )
+        check_continued(request, self._finished)
         slot = self._finished[request.continues]
         if slot is not None:
             past = self._table.tokens[slot, : self._table.length[slot]]

@@ -10,18 +10,11 @@ import torch
 
 from forkgym.agents.base import Completion, FinishReason, FirstTokens, Request
 from forkgym.agents.codec import ByteCodec, TokenizerCodec
-from forkgym.agents.scripted import OracleAgent, ScriptedAgent
-from forkgym.envs.grammar import GRAMMARS
-from forkgym.envs.tasks import SolutionStep, Task
+from forkgym.agents.scripted import NoSolution, OracleAgent, ScriptedAgent
+from forkgym.envs.tasks import Task
 from tests.agents.tiny import byte_tokenizer, complete, completions, drive
 
 CODEC = ByteCodec()
-TASK = Task(
-    "What is 2 + 3, doubled?",
-    "10",
-    uid="t",
-    solution=(SolutionStep("2+3", "calculator"), SolutionStep("5*2", "calculator", "double it"), SolutionStep("10")),
-)
 TURNS = (
     "<calculator>2+3</calculator>",
     "<think>double it</think><calculator>5*2</calculator>",
@@ -30,7 +23,7 @@ TURNS = (
 
 
 def ask(uid: str, text: str, continues: str | None = None, **settings: object) -> Request:
-    fields: dict[str, object] = {"stop": ("</calculator>", "</answer>"), "seed": 0, "task": TASK, **settings}
+    fields: dict[str, object] = {"stop": ("</calculator>", "</answer>"), "seed": 0, "solution": TURNS, **settings}
     return Request(uid, CODEC.encode_turn(text), 200, continues=continues, **fields)  # type: ignore[arg-type]
 
 
@@ -87,7 +80,7 @@ def test_events() -> None:
 
 
 def test_oracle_takes_the_steps_of_the_solution() -> None:
-    agent = OracleAgent(CODEC, GRAMMARS["arpo"])
+    agent = OracleAgent(CODEC)
     context, before = "Q", None
     for turn, expected in enumerate((*TURNS, TURNS[-1])):
         completion = complete(agent, ask(str(turn), context, before))
@@ -95,25 +88,12 @@ def test_oracle_takes_the_steps_of_the_solution() -> None:
         context, before = f"{context}{completion.text}R", str(turn)
 
 
-def test_a_careless_oracle_keeps_to_its_plan() -> None:
-    def skip(plan: tuple[SolutionStep, ...], seed: int) -> tuple[SolutionStep, ...]:
-        return plan[1:] if seed % 2 else plan
-
-    agent = OracleAgent(CODEC, GRAMMARS["arpo"], revise=skip)
-    first = complete(agent, ask("a", "Q", seed=1))
-    assert first.text == TURNS[1]
-    second = complete(agent, ask("b", f"Q{first.text}R", "a", seed=2))  # the first turn's seed counts
-    assert second.text == TURNS[2]
-    assert complete(agent, ask("c", f"Q{first.text}R", seed=2)).text == TURNS[2]  # a branch inherits it
-    assert complete(agent, ask("d", "Q", seed=2)).text == TURNS[0]
-
-
 def test_oracle_without_a_solution() -> None:
-    agent = OracleAgent(CODEC, GRAMMARS["arpo"])
-    with pytest.raises(ValueError, match="task 'u' has no solution"):
-        agent.submit(ask("a", "Q", task=Task("Q", "A", uid="u")))
-    with pytest.raises(ValueError, match="request a: it has no task"):
-        agent.submit(ask("a", "Q", task=None))
+    agent = OracleAgent(CODEC)
+    with pytest.raises(NoSolution, match="task 'u' has no solution"):
+        agent.submit(ask("a", "Q", task=Task("Q", "A", uid="u"), solution=()))
+    with pytest.raises(NoSolution, match="request a has no solution"):
+        agent.submit(ask("a", "Q", solution=()))
     assert list(agent.step()) == []
 
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from transformers import PreTrainedModel
+from transformers import GenerationConfig, PreTrainedModel
 
 from forkgym.agents import transformers_agent
 from forkgym.agents.base import Completion, FinishReason, Request
@@ -271,6 +271,22 @@ def test_a_stop_string_that_began_in_the_context_does_not_count() -> None:
     completion = complete(forced(0, Y, Z), Request("x", (1, X), 2, ("xy",), seed=0))
     assert completion.tokens == (Y, Z)
     assert completion.finish_reason is FinishReason.TURN_TOKENS
+
+
+def test_the_models_settings_for_generation_truncate_nothing() -> None:
+    # Under its top-k of 1 each token would be the likeliest, with log-prob 0: the trained model's ratio to that is the
+    # probability itself, and no other token would ever be tried.
+    model = make_model()
+    model.generation_config = GenerationConfig(do_sample=True, top_k=1, top_p=0.1, repetition_penalty=2.0)
+    agent = make_agent(model)
+    others = 0
+    for seed in range(8):
+        completion = complete(agent, Request(f"r{seed}", (1, 2, 3), 4, (), seed))
+        greedy = complete(agent, Request(f"g{seed}", (1, 2, 3), 1, (), seed, temperature=0.0))
+        logprobs, _ = full_measures(model, (1, 2, 3), completion.tokens)
+        assert completion.logprobs == pytest.approx(logprobs, abs=1e-4)
+        others += completion.tokens[:1] != greedy.tokens
+    assert others > 0
 
 
 def test_weights_that_have_diverged_are_reported() -> None:
