@@ -30,8 +30,8 @@ import safetensors.torch
 import torch
 from pydantic import TypeAdapter, ValidationError
 
+from forkgym.tools.durable import PARTIAL, discard_folder, make_folder, partial_path, sync, sync_tree
 from forkgym.trainers.branching import EntropyScale
-from forkgym.trainers.durable import PARTIAL, discard_folder, make_folder, partial_path, sync, sync_tree
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase

@@ -161,6 +161,7 @@ def _read_options(
 
     parsed, unknown = tyro.cli(
         cast(type[dict[str, Any]], config_class),
+        prog=Path(sys.argv[0]).name,  # tyro does not fold the usage, so a folder would make it as wide as its path
         description=_wrapped(description or ""),
         args=arguments,
         return_unknown_args=True,

@@ -5,6 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Literal
 
+from forkgym.agents.config import AgentConfig
+
+ORACLE_TOKENS = 10**9
+
 
 @dataclass(frozen=True)
 class RolloutConfig:
@@ -62,9 +66,14 @@ class RolloutConfig:
         """Most tokens of a turn."""
         return 512 if self.max_turn_tokens is None else self.max_turn_tokens
 
-    def for_model(self, model: str) -> RolloutConfig:
-        """Return the config with what is left open filled in for a model."""
-        if self.max_turn_tokens is None and model == "embedded":
+    def for_agent(self, agent: AgentConfig) -> RolloutConfig:
+        """Return the config with what is left open filled in for an agent.
+
+        An oracle gets no limits: it writes solutions that are known, in bytes instead of a model's tokens.
+        """
+        if agent.kind == "oracle":
+            return replace(self, max_turn_tokens=ORACLE_TOKENS, max_total_tokens=ORACLE_TOKENS)
+        if self.max_turn_tokens is None and agent.model == "embedded":
             return replace(self, max_turn_tokens=64)
         return self
 

@@ -17,6 +17,8 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from forkgym.agents.base import Agent
 from forkgym.envs.base import INFINITE_TASK_RANGE, ToolEnv
+from forkgym.envs.shares import shares_of
+from forkgym.tools.base import ToolFailure
 from forkgym.trainers import checkpoint
 from forkgym.trainers.algorithms import ALGORITHMS, shuffled_rewards
 from forkgym.trainers.checkpoint import TrainingState
@@ -51,6 +53,7 @@ class Session:
         envs: Training environments by id.
         folder: Takes metrics, rollouts and checkpoints.
         seed: Every draw of the run derives from it.
+        weights: How often tasks of each environment come, in the environments' order; None for equally often.
     """
 
     learner: Learner
@@ -60,6 +63,7 @@ class Session:
     envs: dict[str, Env]
     folder: RunFolder
     seed: int
+    weights: tuple[float, ...] | None = None
 
 
 def make_learner(
@@ -86,12 +90,24 @@ def make_learner(
     return Learner(accelerator, *prepared, pad_token, temperature), scheduler
 
 
-def draw_tasks(envs: Mapping[str, Env], count: int, seed: Sequence[int]) -> list[TaskRef]:
-    """Draw a step's tasks: environments in turn, indices at random."""
+def draw_tasks(
+    envs: Mapping[str, Env], count: int, seed: Sequence[int], weights: tuple[float, ...] | None = None, first: int = 0
+) -> list[TaskRef]:
+    """Draw a step's tasks: environments in turn, indices at random.
+
+    Args:
+        envs: Environments by id.
+        count: Tasks of the step.
+        seed: Numbers that the indices derive from.
+        weights: Of the environments, in their order; None takes them one after the other, beginning anew at each step.
+        first: Tasks of the steps before. With weights the turns go on from there, so that the shares hold over the
+            run, also where a step is too short for them.
+    """
     rng = np.random.default_rng(list(seed))
     tasks: list[TaskRef] = []
     for place in range(count):
-        env_id = list(envs)[place % len(envs)]
+        turn = place % len(envs) if weights is None else shares_of(weights).at(first + place)[0]
+        env_id = list(envs)[turn]
         bare = envs[env_id].unwrapped
         assert isinstance(bare, ToolEnv)
         size = bare.num_tasks
@@ -119,8 +135,9 @@ def train(
         The state reached; its step is below ``trainer.num_steps`` where the run was interrupted.
 
     Raises:
-        TrainingError: See ``update``; a checkpoint of the last good state is left. After any other exception, which may
-            come from the middle of a step, the newest checkpoint is the one before.
+        TrainingError: See ``update``; a checkpoint of the last good state is left.
+        ToolFailure: See ``roll_out``; as well. After any other exception, which may come from the middle of a step, the
+            newest checkpoint is the one before.
     """
     state = start
     saved = start.step
@@ -128,7 +145,7 @@ def train(
         while state.step < trainer.num_steps and not stop.requested:
             try:
                 state, metrics = train_step(session, rollout, trainer, state)
-            except TrainingError:
+            except (TrainingError, ToolFailure):
                 if saved != state.step:
                     save(session, state)
                 raise
@@ -146,7 +163,8 @@ def train_step(
 ) -> tuple[TrainingState, Mapping[str, float]]:
     """Take one step: tasks, trees, update, weights to the agent, metrics to the folder."""
     step, begun = state.step, time.perf_counter()
-    tasks = draw_tasks(session.envs, rollout.tasks_per_step, (session.seed, TASKS, step))
+    count = rollout.tasks_per_step
+    tasks = draw_tasks(session.envs, count, (session.seed, TASKS, step), session.weights, first=step * count)
     settings = RolloutSettings(
         config=rollout,
         branches=ALGORITHMS[trainer.algorithm].branches,
@@ -170,8 +188,11 @@ def train_step(
     metrics = {
         "step": step + 1,
         **rollout_metrics(rolled.groups),
+        "tool_failures": rolled.tool_failures,  # trajectories that were redone: the infrastructure failed them
         **outcome,
         "learning_rate": learning_rate,
+        # What the agent measures of itself; its `figures` say what each name means.
+        **{f"agent/{name}": value for name, value in session.agent.figures().items()},
         "time/rollout_s": sampled - begun,
         "time/train_s": trained - sampled,
         "time/sync_s": time.perf_counter() - trained,

@@ -54,8 +54,8 @@ def clipped_loss(
     a token weighs the same wherever it stands.
 
     Args:
-        log_ratios_BT: ``log rho``: log pi of each token under the policy being trained minus the same when it was
-            sampled, nats, float.
+        log_ratios_BT: ``log rho``: log pi of each token under the policy being trained minus the same before the
+            first step on these trajectories, nats, float.
         advantages_BT: Advantage of each token, float; no gradient flows through it.
         loss_mask_BT: True on tokens that the policy sampled, bool.
         num_tokens: Sampled tokens of the whole batch; > 0.

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
+from forkgym.trainers.mismatch import ROUNDING
 from forkgym.trainers.types import Group, Sample, Trajectory
 
 
@@ -47,17 +48,26 @@ def merge_equal(samples: Sequence[Sample]) -> list[Sample]:
     """Add up the advantages of samples that are the same to the token.
 
     A loss that is linear in the log-prob is the same, and each sequence is computed once: a policy that has become
-    certain writes the same trajectory many times. Of the log-probs at sampling the first are kept.
+    certain writes the same trajectory many times. Of the log-probs at sampling the first are kept; where an engine gave
+    others, by more than rounding, the importance weights differ and the samples stay apart.
     """
-    merged: dict[tuple[tuple[int, ...], tuple[bool, ...]], Sample] = {}
+    merged: dict[tuple[tuple[int, ...], tuple[bool, ...]], list[Sample]] = {}
     for sample in samples:
         # The mask is part of the key: what the policy wrote here, a tool may have written there.
-        key = (sample.tokens, sample.loss_mask)
-        known = merged.get(key)
-        if known is not None:
-            sample = replace(known, advantages=tuple(map(operator.add, known.advantages, sample.advantages)))
-        merged[key] = sample
-    return list(merged.values())
+        alike = merged.setdefault((sample.tokens, sample.loss_mask), [])
+        for place, known in enumerate(alike):
+            if largest_gap(known, sample) <= ROUNDING:
+                summed = tuple(map(operator.add, known.advantages, sample.advantages))
+                alike[place] = replace(known, advantages=summed)
+                break
+        else:
+            alike.append(sample)
+    return [sample for alike in merged.values() for sample in alike]
+
+
+def largest_gap(one: Sample, other: Sample) -> float:
+    """Return the largest difference between two samples' log-probs at sampling, nats."""
+    return max(abs(a - b) for a, b in zip(one.old_logprobs, other.old_logprobs, strict=True))
 
 
 def micro_batches(samples: Sequence[Sample], most_tokens: int) -> list[list[Sample]]:

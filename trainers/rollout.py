@@ -29,10 +29,12 @@ class Rollout:
 
     Attributes:
         groups: One tree for each task, in the tasks' order.
+        tool_failures: Trajectories that were redone, since the infrastructure failed them.
         entropy_changes: Every ``H_t - H_0`` at a tool boundary of a tree that may branch, nats, in the tasks' order.
     """
 
     groups: tuple[Group, ...]
+    tool_failures: int
     entropy_changes: tuple[float, ...]
 
 
@@ -66,14 +68,15 @@ def roll_out(agent: Agent, envs: dict[str, Env], tasks: Sequence[TaskRef], setti
         envs: Environments by id; they are forked, never stepped themselves.
         tasks: What to roll out; a task may occur more than once.
         settings: How.
+
+    Raises:
+        ToolFailure: The tools of a task fail again and again. After this, as after any other exception, the agent
+            knows nothing of the rollout any more.
     """
-    growers = [
-        TreeGrower(
-            envs[task.env_id],
-            task.env_id,
-            task.index,
-            agent.codec,
-            GrowthPlan(
+    growers: list[TreeGrower] = []
+    try:
+        for place, task in enumerate(tasks):
+            plan = GrowthPlan(
                 uid=f"{place}/",
                 config=settings.config,
                 branches=settings.branches,
@@ -81,16 +84,18 @@ def roll_out(agent: Agent, envs: dict[str, Env], tasks: Sequence[TaskRef], setti
                 scale=settings.scale,
                 seed=(*settings.seed, place),
                 vocabulary_size=agent.vocabulary_size,
-            ),
+            )
+            growers.append(TreeGrower(envs[task.env_id], task.env_id, task.index, agent.codec, plan))
+        with ThreadPoolExecutor(TOOL_THREADS, thread_name_prefix="tools") as executor:
+            Driver(agent, growers, executor).run()
+        return Rollout(
+            groups=tuple(grower.group() for grower in growers),
+            tool_failures=sum(grower.failures for grower in growers),
+            entropy_changes=tuple(change for grower in growers for change in grower.entropy_changes),
         )
-        for place, task in enumerate(tasks)
-    ]
-    with ThreadPoolExecutor(TOOL_THREADS, thread_name_prefix="tools") as executor:
-        Driver(agent, growers, executor).run()
-    return Rollout(
-        groups=tuple(grower.group() for grower in growers),
-        entropy_changes=tuple(change for grower in growers for change in grower.entropy_changes),
-    )
+    finally:
+        for grower in growers:
+            grower.close()
 
 
 class Driver:
@@ -101,21 +106,31 @@ class Driver:
         self.growers = growers
         self.executor = executor
         self.sampling = 0
+        self.held: set[str] = set()  # requests that the agent knows, finished or not
         self.stepping: dict[Future[StepResult], tuple[TreeGrower, Completion]] = {}
 
     def run(self) -> None:
         """Drive until nothing is being sampled and no tool runs."""
-        for grower in self.growers:
-            self._submit(grower.start())
-        while self.sampling or self.stepping:
-            if self.sampling:
-                for event in self.agent.step():
-                    self._take(event)
-            self._collect_tools(wait_for_one=not self.sampling)
+        try:
+            for grower in self.growers:
+                self._submit(grower.start())
+            while self.sampling or self.stepping:
+                if self.sampling:
+                    for event in self.agent.step():
+                        self._take(event)
+                self._collect_tools(wait_for_one=not self.sampling)
+        finally:  # nothing is left unless something raised
+            for future in self.stepping:
+                future.cancel()
+            for uid in self.held:
+                self.agent.abort(uid)
 
     def _submit(self, requests: Sequence[Request]) -> None:
         for request in requests:
             self.agent.submit(request)
+            self.held.add(request.uid)
+            if request.continues is not None:
+                self.held.remove(request.continues)
         self.sampling += len(requests)
 
     def _take(self, event: FirstTokens | Completion) -> None:
@@ -128,9 +143,9 @@ class Driver:
         if env is None:
             self._turn_done(grower, event, None)
         elif grower.inline:
-            self._turn_done(grower, event, env.step(event.text))
+            self._turn_done(grower, event, env.step(grower.said(event)))
         else:
-            self.stepping[self.executor.submit(env.step, event.text)] = (grower, event)
+            self.stepping[self.executor.submit(env.step, grower.said(event))] = (grower, event)
 
     def _collect_tools(self, *, wait_for_one: bool) -> None:
         if not self.stepping:
@@ -145,3 +160,4 @@ class Driver:
         self._submit(requests)
         if all(request.continues != completion.uid for request in requests):
             self.agent.release(completion.uid)
+            self.held.remove(completion.uid)

@@ -18,7 +18,7 @@ from typing import Any
 
 from forkgym.agents.base import FinishReason
 from forkgym.envs.tasks import StopReason
-from forkgym.trainers.durable import write_text
+from forkgym.tools.durable import write_text
 from forkgym.trainers.types import Group, Trajectory, Turn
 
 

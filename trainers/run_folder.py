@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any, Self, cast
 import yaml
 from filelock import BaseFileLock, FileLock, Timeout
 
-from forkgym.trainers.durable import make_folder, sync, write_text
+from forkgym.tools.durable import make_folder, sync, write_text
 from forkgym.trainers.rollout_file import write_rollouts
 from forkgym.trainers.types import Group
 

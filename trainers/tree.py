@@ -5,6 +5,7 @@ Pure bookkeeping: it takes events and returns requests; `rollout` drives agents 
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, SupportsFloat
@@ -16,10 +17,13 @@ from forkgym.agents.codec import Codec
 from forkgym.envs.base import ToolEnv
 from forkgym.envs.forking import fork
 from forkgym.envs.tasks import StopReason, Task
+from forkgym.tools.base import ToolFailure
 from forkgym.trainers.branching import EntropyScale, branch_probability, does_branch, mean_entropy
 from forkgym.trainers.config import RolloutConfig
 from forkgym.trainers.seeding import derive_seed, uniform
 from forkgym.trainers.types import Group, Trajectory, Turn
+
+logger = logging.getLogger(__name__)
 
 Env = gym.Env[str, str]
 StepResult = tuple[str, SupportsFloat, bool, bool, dict[str, Any]]
@@ -91,21 +95,23 @@ class TreeGrower:
     The budget is given out in the order (depth, trajectory index), whoever is faster: a boundary is decided when no
     live trajectory can reach an earlier one any more. A branch starts before the turn whose first tokens caused it,
     from a fork of the environment as it stood at that boundary.
+
+    A trajectory that a failure of the infrastructure ended is thrown away, and its place in the budget is given out
+    again: what fails there does not depend on the policy, so the trees that remain are what they would have been.
     """
 
     def __init__(self, env: Env, env_id: str, index: int, codec: Codec, plan: GrowthPlan) -> None:
         bare = env.unwrapped
         assert isinstance(bare, ToolEnv)
         observation, info = env.reset(options={"index": index})
-        self.env_id = env_id
+        self.env_id = str(info.get("env_id", env_id))  # a mixture says which of its environments it is
         self.plan = plan
         self.codec = codec
         self.task: Task = bare.current_task
         self.inline = bare.inline
         self.stop = bare.stop_strings
-        self.markers = bare.markers
-        instructions = str(info["instructions"])
-        self.prompt = codec.encode_prompt(instructions, observation.removeprefix(instructions).strip())
+        self.prompt = codec.encode_prompt(bare.prompt_of(observation))
+        self.solution = tuple(bare.render_step(step) for step in self.task.solution)
         self.origin = fork(env)
         self.live: dict[str, LiveTrajectory] = {}
         self.candidates: list[Candidate] = []
@@ -113,6 +119,7 @@ class TreeGrower:
         self.turns: dict[str, Turn] = {}
         self.finished: list[Trajectory] = []
         self.started = 0
+        self.failures = 0
 
     @property
     def entropy_changes(self) -> list[float]:
@@ -122,7 +129,7 @@ class TreeGrower:
     @property
     def done(self) -> bool:
         """Whether the budget is spent and every trajectory has ended."""
-        return not self.live and self.started >= self.plan.config.num_generations
+        return not self.live and self._budget_left() == 0
 
     def start(self) -> list[Request]:
         """Begin the initial trajectories."""
@@ -154,8 +161,20 @@ class TreeGrower:
         trajectory = self.live[self._turn_uid(completion.uid)]
         return None if self._limit_reached(trajectory, completion) is not None else trajectory.env
 
+    def said(self, completion: Completion) -> str:
+        """What its environment is told of a finished turn: a thought that the chat template opened belongs to it.
+
+        Otherwise what stands in a thought that was cut off would pass for an answer, or a call.
+        """
+        begins_message = self.live[self._turn_uid(completion.uid)].depth == 0 or not self.stop
+        return (self.codec.opening if begins_message else "") + completion.text
+
     def take_turn(self, completion: Completion, result: StepResult | None) -> list[Request]:
-        """Take in a finished turn and what its environment said (None where ``stepping_env`` gave none)."""
+        """Take in a finished turn and what its environment said (None where ``stepping_env`` gave none).
+
+        Raises:
+            ToolFailure: The infrastructure has failed more often than the tree has trajectories.
+        """
         trajectory = self.live.pop(self._turn_uid(completion.uid))
         turn = Turn(
             uid=trajectory.uid,
@@ -173,7 +192,10 @@ class TreeGrower:
             self._finish(trajectory, turn, reason, {})
             return self._decide()
         observation, reward, terminated, truncated, info = result
-        tokens = self.codec.encode_observation(observation, self.markers) if observation else ()
+        if info["stop_reason"] == StopReason.TOOL_FAILURE:
+            self._discard(trajectory, str(info["failure"]))
+            return self._decide()
+        tokens = self._encode(observation, completion.tokens) if observation else ()
         turn = replace(
             turn,
             observation=observation,
@@ -207,7 +229,6 @@ class TreeGrower:
     def group(self) -> Group:
         """Return the finished tree, in an order that does not depend on who was faster."""
         assert self.done
-        self._close(self.origin)
 
         def rank(uid: str) -> tuple[int, int]:
             index, depth = uid[1:].split("d")
@@ -219,14 +240,23 @@ class TreeGrower:
             question=self.task.question,
             answer=self.task.answer,
             prompt_tokens=self.prompt,
-            turns=tuple(self.turns[uid] for uid in sorted(self.turns, key=rank)),
+            turns=tuple(self.turns[uid] for uid in sorted(self._kept(), key=rank)),
             trajectories=tuple(sorted(self.finished, key=lambda done: int(done.leaf[1:].split("d")[0]))),
         )
+
+    def close(self) -> None:
+        """Let go of every environment, also of a tree that is not grown."""
+        self._close(self.origin)
+        for trajectory in self.live.values():
+            self._close(trajectory.env)
+            self._close(trajectory.boundary)
+        for candidate in self.candidates:
+            self._close(candidate.env)
 
     # Details.
 
     def _budget_left(self) -> int:
-        return self.plan.config.num_generations - self.started
+        return self.plan.config.num_generations - self.started + self.failures
 
     def _turn_uid(self, request_uid: str) -> str:
         return request_uid.removeprefix(self.plan.uid)
@@ -249,7 +279,13 @@ class TreeGrower:
             continues=continues,
             report_after=config.branch_tokens if trajectory.may_branch else 0,
             task=self.task,
+            solution=self.solution,
         )
+
+    def _encode(self, observation: str, turn: tuple[int, ...]) -> tuple[int, ...]:
+        bare = self.origin.unwrapped
+        assert isinstance(bare, ToolEnv)
+        return self.codec.encode_reply(bare.reply_of(observation), turn)
 
     def _limit_reached(self, trajectory: LiveTrajectory, completion: Completion) -> StopReason | None:
         """Why a turn that was cut off ends its trajectory; one cut by its own limit goes to the environment."""
@@ -282,6 +318,25 @@ class TreeGrower:
                 extraction=str(info.get("extraction", "")),
             )
         )
+
+    def _discard(self, trajectory: LiveTrajectory, failure: str) -> None:
+        """Throw away a trajectory that the infrastructure failed, and say so."""
+        self._close(trajectory.env)
+        self._close(trajectory.boundary)
+        self.failures += 1
+        logger.warning("%s: %s; the trajectory is redone", self.task.uid, failure)
+        if self.failures > self.plan.config.num_generations:
+            raise ToolFailure(f"{self.task.uid}: {self.failures} trajectories failed, the last with {failure}")
+
+    def _kept(self) -> set[str]:
+        """The turns that lead to a trajectory; a discarded one may leave turns that lead nowhere."""
+        kept: set[str] = set()
+        for trajectory in self.finished:
+            uid: str | None = trajectory.leaf
+            while uid is not None and uid not in kept:
+                kept.add(uid)
+                uid = self.turns[uid].parent
+        return kept
 
     def _decide(self) -> list[Request]:
         """Decide every boundary whose turn has come, then spend what is left where nobody can branch any more."""

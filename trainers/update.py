@@ -14,6 +14,7 @@ from forkgym.trainers.advantages import group_correction
 from forkgym.trainers.algorithms import ALGORITHMS, make_samples
 from forkgym.trainers.config import TrainerConfig
 from forkgym.trainers.losses import clipped_loss, gpg_loss
+from forkgym.trainers.mismatch import importance_weights, mismatch_metrics
 from forkgym.trainers.packing import Batch, merge_equal, micro_batches, pad
 from forkgym.trainers.types import Group
 
@@ -67,7 +68,8 @@ def update(
 ) -> Mapping[str, float]:
     """Take one optimizer step, or none where no group says what to do more of.
 
-    The loss is divided by the sampled tokens of all trajectories, so micro-batches change nothing.
+    The loss is divided by the sampled tokens of all trajectories, so micro-batches change nothing. Each token is
+    weighted by how much likelier the trained model makes it than the engine that sampled it.
 
     Args:
         learner: Changed in place.
@@ -77,8 +79,8 @@ def update(
 
     Returns:
         ``loss``; ``grad_norm`` (before it is scaled down); ``correction``; ``tokens/trained`` (sampled tokens in the
-        forward pass: those with an advantage, of equal trajectories one); ``logprob_gap`` (largest difference between
-        sampled and trained log-probs, nats); ``step_skipped`` (1 where no step was made).
+        forward pass: those with an advantage, of equal trajectories one); ``step_skipped`` (1 where no step was made);
+        where one was made, over the tokens trained, those of `mismatch_metrics`.
 
     Raises:
         TrainingError: The loss or its gradient is not finite; the weights are as they were.
@@ -88,7 +90,7 @@ def update(
     total = sum(len(group.trajectories) for group in groups)
     num_tokens = sum(len(t.tokens) for g in groups for trajectory in g.trajectories for t in g.path(trajectory.leaf))
     # An optimizer's momentum would move the weights on a zero gradient too.
-    nothing = {"loss": 0.0, "grad_norm": 0.0, "correction": 1.0, "tokens/trained": 0.0, "logprob_gap": 0.0}
+    nothing = {"loss": 0.0, "grad_norm": 0.0, "correction": 1.0, "tokens/trained": 0.0}
     samples = make_samples(groups, rewards_PG, algorithm)
     if valid == 0 or not samples:
         return {**nothing, "step_skipped": 1.0}
@@ -98,30 +100,34 @@ def update(
         samples = merge_equal(samples)  # exact: this loss is linear in the log-prob
     learner.model.eval()  # as it sampled: with dropout these would be the log-probs of another policy
     learner.optimizer.zero_grad(set_to_none=True)
-    total_loss, gap, trained = 0.0, 0.0, 0
+    total_loss, gaps = 0.0, list[torch.Tensor]()
     for rows in micro_batches(samples, config.micro_batch_tokens):
         batch = pad(rows, learner.pad_token, learner.accelerator.device)
         logprobs_BT = token_logprobs(learner.model, batch, learner.temperature)
+        # All micro-batches come before the optimizer's step: these are the log-probs of the old policy as well.
+        before_BT = logprobs_BT.detach()
+        # In either loss a weight of 0 or more scales a token's term as it scales the advantage.
+        weighted_BT = importance_weights(before_BT, batch.old_logprobs_BT) * batch.advantages_BT
         if algorithm.clips:
-            log_ratios_BT = logprobs_BT - batch.old_logprobs_BT
+            # From the trained model's own: the ratio to the engine's is in the weights.
+            log_ratios_BT = logprobs_BT - before_BT
             clip = (config.clip_low, config.clip_high)
-            loss = clipped_loss(log_ratios_BT, batch.advantages_BT, batch.loss_mask_BT, num_tokens, clip)
+            loss = clipped_loss(log_ratios_BT, weighted_BT, batch.loss_mask_BT, num_tokens, clip)
         else:
-            loss = gpg_loss(logprobs_BT, batch.advantages_BT, batch.loss_mask_BT, num_tokens, correction)
+            loss = gpg_loss(logprobs_BT, weighted_BT, batch.loss_mask_BT, num_tokens, correction)
         learner.accelerator.backward(loss)
         total_loss += loss.item()
-        difference_BT = (logprobs_BT.detach() - batch.old_logprobs_BT).abs()
-        gap = max(gap, float(torch.where(batch.loss_mask_BT, difference_BT, 0.0).max()))
-        trained += int(batch.loss_mask_BT.sum())
+        gaps.append((before_BT - batch.old_logprobs_BT)[batch.loss_mask_BT])
     norm = float(torch.nn.utils.clip_grad_norm_(learner.model.parameters(), config.max_grad_norm))
     if not (math.isfinite(total_loss) and math.isfinite(norm)):
         raise TrainingError(f"the loss is {total_loss} and the gradient's norm {norm}, expected finite numbers")
     learner.optimizer.step()
+    gaps_N = torch.cat(gaps).cpu()
     return {
         "loss": total_loss,
         "grad_norm": norm,
         "correction": correction,
-        "tokens/trained": float(trained),
-        "logprob_gap": gap,
+        "tokens/trained": float(len(gaps_N)),
+        **mismatch_metrics(gaps_N),
         "step_skipped": 0.0,
     }

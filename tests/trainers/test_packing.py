@@ -44,6 +44,17 @@ def test_equal_rows_are_added_up_unless_they_differ_in_who_wrote() -> None:
     ]
 
 
+def test_equal_rows_stay_apart_where_the_engine_gave_other_log_probs() -> None:
+    # Their importance weights differ, so no sum of advantages stands for both.
+    row = Sample((1, 2, 3), (False, True, True), (0.0, 0.5, 0.5), (0.0, -1.0, -1.0))
+    rounded = Sample((1, 2, 3), (False, True, True), (0.0, 1.0, 1.0), (0.0, -1.0, -1.00005))
+    other = Sample((1, 2, 3), (False, True, True), (0.0, 1.0, 1.0), (0.0, -1.0, -1.01))
+    assert merge_equal([row, other, rounded, other]) == [
+        Sample((1, 2, 3), (False, True, True), (0.0, 1.5, 1.5), (0.0, -1.0, -1.0)),
+        Sample((1, 2, 3), (False, True, True), (0.0, 2.0, 2.0), (0.0, -1.0, -1.01)),
+    ]
+
+
 def test_shuffling_keeps_each_groups_rewards() -> None:
     group = three_leaves()
     shuffled = shuffled_rewards([group] * 20, seed=1)

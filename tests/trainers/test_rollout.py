@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import gymnasium as gym
 import numpy as np
@@ -13,8 +13,9 @@ import pytest
 from forkgym.agents.base import Event, FirstTokens, Request
 from forkgym.agents.scripted import ScriptedAgent
 from forkgym.envs.base import ToolEnv
+from forkgym.envs.grammar import Prompt
 from forkgym.envs.tasks import StopReason, Task
-from forkgym.tools.base import Tool, as_tool
+from forkgym.tools.base import Tool, ToolFailure, as_tool
 from forkgym.trainers.branching import EntropyScale
 from forkgym.trainers.config import RolloutConfig
 from forkgym.trainers.metrics import rollout_metrics
@@ -220,7 +221,7 @@ def test_a_turn_that_is_cut_off_is_malformed_not_the_end() -> None:
 
 def test_the_total_limit_ends_a_trajectory_without_a_reward() -> None:
     envs: dict[str, gym.Env[str, str]] = {"shout": ShoutEnv()}
-    prompt = len(ScriptedAgent(REPLIES).codec.encode_prompt(ShoutEnv().instructions, "What?"))
+    prompt = len(ScriptedAgent(REPLIES).codec.encode_prompt(Prompt(ShoutEnv().instructions, "What?")))
     config = RolloutConfig(num_generations=1, initial_generations=1, max_total_tokens=prompt + 60)
     settings = RolloutSettings(config, branches=False, temperature=1.0, seed=(0,))
     (group,) = roll_out(ScriptedAgent(REPLIES), envs, [TaskRef("shout", 0)], settings).groups
@@ -270,3 +271,100 @@ def test_events_keep_the_contract() -> None:
     agent = ScriptedAgent(REPLIES)
     agent.submit(Request("a", (1,), 100, ("</shout>",), seed=0, report_after=4))
     assert [type(event) for event in agent.step()] == [FirstTokens]
+
+
+class FlakyEnv(ShoutEnv):
+    """Its tool fails in the calls whose number, from 1 over all episodes, is listed."""
+
+    def __init__(self, failing: Sequence[int]) -> None:
+        self.calls = 0
+
+        def shout(text: str) -> str:
+            """Say it louder, or fail."""
+            self.calls += 1
+            if self.calls in failing:
+                raise ToolFailure("no worker")
+            return text.upper()
+
+        super().__init__(as_tool(shout, inline=True))
+
+
+def test_a_trajectory_that_the_infrastructure_fails_is_redone(caplog: pytest.LogCaptureFixture) -> None:
+    # Three trajectories call "a" (calls 1 to 3), then "b" (4 to 6): the second fails at "b". What is left of it goes,
+    # and a fourth begins at the prompt.
+    config = RolloutConfig(num_generations=3, initial_generations=3)
+    settings = RolloutSettings(config, branches=False, temperature=1.0, seed=(0,))
+    rollout = roll_out(ScriptedAgent(REPLIES), {"shout": FlakyEnv([5])}, [TaskRef("shout", 0)], settings)
+    (group,) = rollout.groups
+    assert [one.leaf for one in group.trajectories] == ["t0d2", "t2d2", "t3d2"]
+    assert group.rewards == (1.0, 1.0, 1.0)
+    assert {turn.uid.split("d")[0] for turn in group.turns} == {"t0", "t2", "t3"}
+    assert rollout.tool_failures == 1
+    assert "shout/0: shout: no worker; the trajectory is redone" in caplog.text
+
+
+def test_a_branch_outlives_the_trajectory_that_it_left() -> None:
+    # Both trajectories branch at depth 1; the first one's own call "b" (number 3) fails, its branch shares "a".
+    config = RolloutConfig(
+        num_generations=4,
+        initial_generations=2,
+        branch_rule="threshold",
+        branch_threshold=0.4,
+        branch_tokens=4,
+    )
+    settings = RolloutSettings(config, branches=True, temperature=1.0, seed=(0,))
+    agent = ScriptedAgent(REPLIES)
+    (group,) = roll_out(agent, {"shout": FlakyEnv([3])}, [TaskRef("shout", 0)], settings).groups
+    assert len(group.trajectories) == 4
+    assert ("t2d1", "t0d0") in shape(group)
+    assert not any(turn.uid.startswith("t0d1") for turn in group.turns)
+
+
+def test_tools_that_fail_all_the_time_stop_the_rollout() -> None:
+    config = RolloutConfig(num_generations=2, initial_generations=2)
+    settings = RolloutSettings(config, branches=False, temperature=1.0, seed=(0,))
+    with pytest.raises(ToolFailure, match="shout/0: 3 trajectories failed, the last with shout: no worker"):
+        roll_out(ScriptedAgent(REPLIES), {"shout": FlakyEnv(range(99))}, [TaskRef("shout", 0)], settings)
+
+
+class Held:
+    """Say it louder, in a session that has to be closed; the fifth call of all fails."""
+
+    opened: ClassVar[set[Held]] = set()
+    calls: ClassVar[int] = 0
+
+    def __init__(self) -> None:
+        self.opened.add(self)
+
+    def __call__(self, text: str) -> str:
+        """Say it louder."""
+        Held.calls += 1
+        if Held.calls > 4:
+            raise ToolFailure("no worker")
+        return text.upper()
+
+    def fork(self) -> Held:
+        """Open another."""
+        return Held()
+
+    def close(self) -> None:
+        """Close it."""
+        self.opened.discard(self)
+
+
+@pytest.mark.parametrize("inline", [True, False])
+def test_after_a_failure_the_agent_is_free_and_every_session_is_closed(inline: bool) -> None:
+    Held.calls = 0
+    agent = ScriptedAgent(REPLIES)
+    config = RolloutConfig(num_generations=4, initial_generations=3, branch_rule="threshold", branch_threshold=0.4)
+    settings = RolloutSettings(config, branches=True, temperature=1.0, seed=(0,))
+    env = ShoutEnv(as_tool(Held, name="shout", inline=inline))
+    tasks = [TaskRef("shout", index) for index in range(2)]
+    with pytest.raises(ToolFailure, match="no worker"):
+        roll_out(agent, {"shout": env}, tasks, settings)
+    env.close()
+    assert not Held.opened
+    Held.calls = -1000
+    assert len(roll_out(agent, {"shout": env}, tasks, settings).groups) == 2  # the uids are the same
+    env.close()
+    assert not Held.opened

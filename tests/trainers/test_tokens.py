@@ -13,6 +13,8 @@ from transformers import PreTrainedTokenizerBase, Qwen3Config, Qwen3ForCausalLM
 from forkgym.agents.base import Completion, Event, Request
 from forkgym.agents.loading import load_tokenizer
 from forkgym.agents.transformers_agent import TransformersAgent
+from forkgym.envs.grammar import Call, Grammar, ParsedTurn
+from forkgym.envs.hermes import HermesGrammar
 from forkgym.trainers.algorithms import ALGORITHMS, make_samples
 from forkgym.trainers.config import RolloutConfig, TrainerConfig
 from forkgym.trainers.loop import make_learner
@@ -59,11 +61,21 @@ def tiny_model(tokenizer: PreTrainedTokenizerBase) -> Qwen3ForCausalLM:
     )
 
 
-def check_tokens(tokenizer: PreTrainedTokenizerBase, seed: int) -> None:
+class EagerGrammar(HermesGrammar):
+    """Takes every message for two calls: a random policy would hardly ever write one."""
+
+    def parse(self, text: str, tool_names: tuple[str, ...]) -> ParsedTurn:
+        """Call the only tool."""
+        (name,) = tool_names
+        argument = {"expression": "1 + 1"} if name == "calculator" else {"query": text or "?"}
+        return ParsedTurn(calls=(Call(name, text, argument), Call(name, text, argument)))
+
+
+def check_tokens(tokenizer: PreTrainedTokenizerBase, seed: int, grammar: str | Grammar = "arpo") -> None:
     """Roll out with a random policy, which writes rubbish of all kinds, and compare every token."""
     agent = RecordingAgent(tiny_model(tokenizer), tokenizer, slots=8)
     envs: dict[str, gym.Env[str, str]] = {
-        name: gym.make(name, split="train") for name in ("forkgym/WordMath-v0", "forkgym/MultiHop-v0")
+        name: gym.make(name, split="train", grammar=grammar) for name in ("forkgym/WordMath-v0", "forkgym/MultiHop-v0")
     }
     config = RolloutConfig(num_generations=6, initial_generations=3, max_turn_tokens=12, branch_tokens=3)
     tasks = [TaskRef(name, seed) for name in envs]
@@ -108,6 +120,11 @@ def test_sampled_tokens_are_trained_tokens_where_markers_are_several(shared_data
     tokenizer = load_tokenizer(str(shared_data / "tokenizer"))
     assert len(tokenizer("<search>", add_special_tokens=False)["input_ids"]) > 1
     check_tokens(tokenizer, seed)
+
+
+@pytest.mark.parametrize("seed", range(2))
+def test_sampled_tokens_are_trained_tokens_in_chat_messages(shared_data: Path, seed: int) -> None:
+    check_tokens(load_tokenizer(str(shared_data / "tokenizer")), seed, EagerGrammar())
 
 
 def test_micro_batches_and_dropped_rows_change_no_gradient() -> None:
@@ -157,5 +174,6 @@ def test_a_batch_without_a_signal_makes_no_step() -> None:
     before = {name: value.clone() for name, value in model.state_dict().items()}
     outcome = update(learner, groups, [group.rewards for group in groups], TrainerConfig())
     assert outcome["step_skipped"] == 1.0
+    assert not any(name.startswith("mismatch/") for name in outcome)  # nothing was compared, so nothing agrees
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
     assert not learner.optimizer.state_dict()["state"]
