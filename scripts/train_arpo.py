@@ -55,19 +55,23 @@ class TrainConfig:
 
 def main(config: TrainConfig) -> int:
     """Evaluate, train, evaluate again, and leave the run's folder."""
+    from forkgym.agents.errors import AgentFailure
     from forkgym.agents.loading import quiet_libraries
     from forkgym.agents.memory import keep_freed_memory
+    from forkgym.tools.base import ToolFailure
     from forkgym.trainers.evaluation import evaluate
     from forkgym.trainers.loop import train
+    from forkgym.trainers.notices import show_notices
     from forkgym.trainers.reporting import Progress, draw_learning_curve, evaluation_table, print_table
     from forkgym.trainers.update import TrainingError
 
     keep_freed_memory()
+    show_notices()
     with user_errors():
         quiet_libraries()
         session, state, held_out = set_up(config)
         results = session.folder.read_evaluation()
-    rollout = config.rollout.for_model(config.agent.model)
+    rollout = config.rollout.for_agent(config.agent)
     begun = time.perf_counter()
 
     def measure() -> dict[str, Result]:
@@ -89,8 +93,11 @@ def main(config: TrainConfig) -> int:
         except KeyboardInterrupt:
             print(f"Stopped. Go on with: --run_dir {session.folder.path} --resume")
             return 130
-        except TrainingError as error:
+        except (TrainingError, ToolFailure) as error:
             print(f"error: {error}; the last good state is in {session.folder.checkpoints}", file=sys.stderr)
+            return 1
+        except AgentFailure as error:
+            print(f"error: {error}; the newest checkpoint is in {session.folder.checkpoints}", file=sys.stderr)
             return 1
         session.folder.write_evaluation(results)
         picture = session.folder.learning_curve
@@ -145,7 +152,7 @@ def set_up(config: TrainConfig) -> tuple[Session, TrainingState, dict[str, Env]]
     else:
         folder = RunFolder.create(path, recorded)
         state = TrainingState(config_hash=folder.config_hash)
-    session = Session(learner, scheduler, saved, policy.agent, envs, folder, config.seed)
+    session = Session(learner, scheduler, saved, policy.agent, envs, folder, config.seed, config.env.weights)
     if not config.resume:
         save(session, state)  # so that a run can be resumed from its first moment on
     return session, state, held_out

@@ -31,6 +31,26 @@ data = sorted(entry.name for entry in embedded.iterdir()) if embedded.is_dir() e
 print(json.dumps({"files": files, "data": data}))
 """
 
+EXAMPLE = ROOT / "tests" / "examples"
+# On the command line, by path and by name.
+EXAMPLE_TOOLS = ("units.py:convert", "convert")
+EXAMPLE_ENVS = ("letters.py:LettersEnv", "forkgym_example/Letters-v0")
+CHECK_EXAMPLE = """
+import sys
+from forkgym.envs.checking import check_tool_env
+from forkgym.envs.registry import make_env
+from forkgym.tools.checking import check_tool
+from forkgym.tools.registry import resolve_tool
+for tool, env in zip(map(resolve_tool, sys.argv[1:3]), map(make_env, sys.argv[3:])):
+    check_tool(tool, calls=["3 mi km", "1 km ly"])
+    check_tool_env(env)
+    print(tool.name, type(env.unwrapped).__name__)
+"""
+TWO_STEPS = (
+    "--trainer.num_steps 2 --rollout.num_generations 2 --rollout.initial_generations 2 --rollout.tasks_per_step 2 "
+    "--rollout.max_turn_tokens 8 --evaluation.num_tasks 1"
+).split()
+
 
 def python_files(folder: str) -> list[Path]:
     return sorted((ROOT / folder).rglob("*.py"))
@@ -75,25 +95,80 @@ def test_wheel_holds_what_the_folders_hold(source: Path, wheel: Path) -> None:
     assert files == {f"forkgym/{path.as_posix()}" for path in paths}
 
 
-def test_wheel_imports_from_a_clean_environment(source: Path, wheel: Path, tmp_path: Path) -> None:
-    environment = tmp_path / "environment"
+@pytest.fixture(scope="module")
+def python(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The interpreter of a clean environment in which the wheel is installed."""
+    environment = tmp_path_factory.mktemp("clean") / "environment"
     python = environment / "bin" / "python"
-    run(sys.executable, "-m", "venv", "--without-pip", environment, cwd=tmp_path)
-    pip = (sys.executable, "-m", "pip", "--python", python)
-    run(*pip, "install", "--quiet", "--no-deps", "--no-index", wheel, cwd=tmp_path)
+    run(sys.executable, "-m", "venv", "--without-pip", environment, cwd=environment.parent)
+    install(wheel, python)
     # The dependencies are those of this environment. A path in a .pth file is not searched for further .pth files, so
     # the hook of the editable install, which is one, does not come along.
     (site_packages,) = environment.glob("lib/python*/site-packages")
     paths = {sysconfig.get_path("purelib"), sysconfig.get_path("platlib")}
     (site_packages / "dependencies.pth").write_text("\n".join(sorted(paths)), encoding="utf-8")
+    return python
 
+
+def install(wheel: Path, python: Path) -> None:
+    pip = (sys.executable, "-m", "pip", "--python", python)
+    run(*pip, "install", "--quiet", "--no-deps", "--no-index", wheel, cwd=wheel.parent)
+
+
+def test_wheel_imports_from_a_clean_environment(source: Path, python: Path, tmp_path: Path) -> None:
     # Isolated: neither PYTHONPATH nor the user's own packages.
     found = json.loads(run(python, "-I", "-c", PROBE, cwd=tmp_path))
 
+    (site_packages,) = python.parents[1].glob("lib/python*/site-packages")
     assert found["files"] == {
         f"forkgym.{folder}": str(site_packages / "forkgym" / folder / "__init__.py") for folder in FOLDERS
     }
     assert found["data"] == sorted(path.name for path in (source / "agents" / "embedded").glob("*"))
+
+
+# A package of a user's own, beside the wheel: its tool and environment are found by name, and by path without it.
+
+
+@pytest.fixture
+def example_files(tmp_path: Path) -> Path:
+    """A folder with the files of the example alone, which is where the commands below run."""
+    folder = tmp_path / "elsewhere"
+    folder.mkdir()
+    for name in ("units.py", "letters.py"):
+        copy(EXAMPLE / "forkgym_example" / name, folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def python_with_example(python: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same interpreter, with the example installed as well."""
+    copied = tmp_path_factory.mktemp("example") / "source"
+    copytree(EXAMPLE, copied, ignore=ignore_patterns("__pycache__"))
+    run(sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", copied / "dist", cwd=copied)
+    (built,) = (copied / "dist").glob("*.whl")
+    install(built, python)
+    return python
+
+
+def test_the_example_keeps_the_contracts(python_with_example: Path, example_files: Path) -> None:
+    command = (python_with_example, "-I", "-c", CHECK_EXAMPLE, *EXAMPLE_TOOLS, *EXAMPLE_ENVS)
+    assert run(*command, cwd=example_files) == "convert LettersEnv\n" * 2
+
+
+def test_evaluation_takes_the_example(python_with_example: Path, example_files: Path) -> None:
+    options = ("--env.id", *EXAMPLE_ENVS, "--agent.kind", "oracle", "--num_tasks", "5", "--output", "results.json")
+    run(python_with_example, "-I", ROOT / "scripts" / "evaluate.py", *options, cwd=example_files)
+    results = json.loads((example_files / "results.json").read_text(encoding="utf-8"))
+    assert {name: result["accuracy"] for name, result in results.items()} == dict.fromkeys(EXAMPLE_ENVS, 1.0)
+
+
+@pytest.mark.slow
+def test_training_takes_the_example(python_with_example: Path, example_files: Path) -> None:
+    options = ("--env.id", *EXAMPLE_ENVS, "--env.tools", *EXAMPLE_TOOLS[:1], "--run_dir", "run", *TWO_STEPS)
+    run(python_with_example, "-I", ROOT / "scripts" / "train_arpo.py", *options, cwd=example_files)
+    rows = [json.loads(line) for line in (example_files / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in rows] == [1, 2]
+    assert all(f"accuracy/{name}" in row for row in rows for name in EXAMPLE_ENVS)
 
 
 def imported_names(source: str) -> Iterator[str]:
@@ -149,10 +224,15 @@ def test_wrong_imports_are_found(source: str, importer: str, faults: list[str]) 
     assert import_faults(source, importer) == faults
 
 
+def names_of(requirements: list[str]) -> set[str]:
+    """The names in requirements such as ``torch>=2.8``."""
+    return {normalised(re.split(r"[\[<>=!~; ]", requirement)[0]) for requirement in requirements}
+
+
 def test_every_imported_library_is_declared() -> None:
-    extras = {name: lines for name, lines in PROJECT["project"]["optional-dependencies"].items() if name != "dev"}
-    requirements = [*PROJECT["project"]["dependencies"], *(line for lines in extras.values() for line in lines)]
-    declared = {normalised(re.split(r"[\[<>=!~; ]", requirement)[0]) for requirement in requirements}
+    extras: dict[str, list[str]] = dict(PROJECT["project"]["optional-dependencies"])
+    only_developers = names_of(extras.pop("dev"))  # who run the benchmarks, too
+    declared = names_of(PROJECT["project"]["dependencies"]).union(*map(names_of, extras.values()))
     distributions = packages_distributions()
     paths = [path for importer in (*FOLDERS, "scripts") for path in python_files(importer)]
     own = {"forkgym", *(path.stem for path in python_files("scripts"))}
@@ -163,7 +243,9 @@ def test_every_imported_library_is_declared() -> None:
         if top not in own
         and top not in {*sys.stdlib_module_names, "_typeshed"}  # stubs, for type checkers alone
         # A library of an extra that is not installed here goes by its module's name.
-        and declared.isdisjoint(map(normalised, distributions.get(top, [top])))
+        and (declared | only_developers if path.parent.name == "benchmarks" else declared).isdisjoint(
+            map(normalised, distributions.get(top, [top]))
+        )
     }
     assert undeclared == set()
 

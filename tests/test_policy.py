@@ -41,7 +41,7 @@ def test_the_same_seed_makes_the_same_policy(tmp_path: Path) -> None:
 def test_it_knows_the_format_and_fails_often() -> None:
     agent = load_policy(AgentConfig()).agent
     envs = make_held_out_envs(EnvConfig(), None, None)
-    results = evaluate(agent, envs, EvaluationConfig(), RolloutConfig().for_model("embedded"), 1.0)
+    results = evaluate(agent, envs, EvaluationConfig(), RolloutConfig().for_agent(AgentConfig()), 1.0)
     for result in results.values():
         assert 0.25 <= result["accuracy"] <= 0.45
         assert 0.25 <= result["accuracy/sampled"] <= 0.45
@@ -52,6 +52,6 @@ def test_it_knows_the_format_and_fails_often() -> None:
 def test_it_fails_most_of_what_is_harder() -> None:
     agent = load_policy(AgentConfig()).agent
     envs = make_held_out_envs(EnvConfig(difficulty=3), None, None)
-    results = evaluate(agent, envs, EvaluationConfig(num_tasks=200), RolloutConfig().for_model("embedded"), 1.0)
+    results = evaluate(agent, envs, EvaluationConfig(num_tasks=200), RolloutConfig().for_agent(AgentConfig()), 1.0)
     assert results["forkgym/WordMath-v0"]["accuracy"] <= 0.05
     assert results["forkgym/MultiHop-v0"]["accuracy"] <= 0.25

@@ -20,9 +20,17 @@ def test_the_environment_loop(capsys: pytest.CaptureFixture[str]) -> None:
     assert printed.endswith("0.0 <result>42</result>\n")
 
 
+def test_the_grammar_can_be_named_by_its_file(tmp_path: Path) -> None:
+    (tmp_path / "plans.py").write_text(BLOCKS[1])
+    env = gym.make("forkgym/WordMath-v0", grammar=f"{tmp_path}/plans.py:PLANS")
+    env.reset(options={"index": 0})
+    assert env.step("<plan>Add.</plan><calculator>1 + 2</calculator>")[0] == "<output>3</output>"
+    assert env.step("<final>3</final>")[2]
+
+
 def test_the_tool_can_be_named_by_its_file(tmp_path: Path) -> None:
-    (tmp_path / "units.py").write_text(BLOCKS[1])
-    assert len(BLOCKS[1].strip().splitlines()) <= 15
+    (tmp_path / "units.py").write_text(BLOCKS[2])
+    assert len(BLOCKS[2].strip().splitlines()) <= 15
     env = gym.make("forkgym/WordMath-v0", tools=["calculator", f"{tmp_path}/units.py:convert"])
     env.reset(options={"index": 0})
     assert env.step("<convert>3 mi km</convert>")[0] == "<result>4.82803 km</result>"
@@ -31,7 +39,7 @@ def test_the_tool_can_be_named_by_its_file(tmp_path: Path) -> None:
 
 def test_the_environment_passes_its_check(request: pytest.FixtureRequest) -> None:
     request.addfinalizer(lambda: gym.registry.pop("Square-v0", None))
-    exec(BLOCKS[2], {"__name__": "readme"})
+    exec(BLOCKS[3], {"__name__": "readme"})
     env = gym.make("Square-v0")
     env.reset(options={"index": 12})
     assert env.step("<answer>144</answer>")[1] == 1.0

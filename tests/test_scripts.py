@@ -16,6 +16,7 @@ import pytest
 from transformers import AutoTokenizer
 
 from forkgym.agents.loading import model_location
+from forkgym.agents.transformers_agent import TransformersAgent
 from forkgym.trainers.reporting import Progress
 
 SCRIPTS = Path(__file__).resolve().parents[1] / "scripts"
@@ -76,9 +77,19 @@ def test_a_run_leaves_what_the_readme_says_and_the_same_seed_the_same(tmp_path: 
         "tokens/trained entropy/mean loss grad_norm accuracy/forkgym/WordMath-v0 accuracy/forkgym/MultiHop-v0"
     ).split()
     assert all(name in row for row in rows for name in (*wanted, *TIMES))
-    assert all(row["logprob_gap"] < 1e-4 for row in rows)
+    gaps = [row["mismatch/max"] for row in rows if not row["step_skipped"]]
+    assert 0 < max(gaps) < 1e-4
     assert untimed(rows) == untimed(metrics(tmp_path / "second"))
     assert (run / "evaluation.json").read_text() == (tmp_path / "second" / "evaluation.json").read_text()
+
+
+def test_what_the_agent_measures_of_itself_is_in_the_metrics(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def figures(agent: TransformersAgent) -> dict[str, float]:
+        return {"probe_gap": 0.25}
+
+    monkeypatch.setattr(TransformersAgent, "figures", figures)
+    assert train("--run_dir", str(tmp_path / "run"), "--trainer.num_steps", "1", "--evaluation.num_tasks", "0") == 0
+    assert [row["agent/probe_gap"] for row in metrics(tmp_path / "run")] == [0.25]
 
 
 def test_a_run_that_was_interrupted_goes_on_as_if_it_had_not_been(
@@ -163,9 +174,57 @@ def test_an_earlier_run_is_not_overwritten(capsys: pytest.CaptureFixture[str], t
     assert (tmp_path / "metrics.jsonl").read_text() == "precious\n"
 
 
-def test_the_oracle_evaluates_to_one(tmp_path: Path) -> None:
+def test_a_tool_that_is_down_stops_a_run_in_words(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    file = tmp_path / "broken.py"
+    file.write_text(
+        "from forkgym.tools.base import ToolFailure\n\n"
+        "def calculator(expression: str) -> str:\n"
+        '    """Fail."""\n'
+        '    raise ToolFailure("no route to host")\n'
+    )
+    run = tmp_path / "run"
+    options = ("--env.id", "forkgym/WordMath-v0", "--env.tools", f"{file}:calculator", "--evaluation.num_tasks", "0")
+    assert train("--run_dir", str(run), *options) == 1
+    said = capsys.readouterr().err.strip().splitlines()[-1]
+    assert said.startswith("error: wordmath-1/train/")
+    assert said.endswith(
+        f"trajectories failed, the last with calculator: no route to host; the last good state is in {run}/checkpoints"
+    )
+    assert (run / "checkpoints" / "step-000000").is_dir()
+    assert not (run / "metrics.jsonl").exists()
+
+
+def test_without_tools_the_oracle_answers_at_once(tmp_path: Path) -> None:
     output = tmp_path / "results.json"
-    assert evaluate("--agent.kind", "oracle", "--num_tasks", "20", "--output", str(output)) == 0
+    options = ("--env.id", "forkgym/WordMath-v0", "--env.tools", "nothing", "--env.max_turns", "1")
+    assert evaluate("--agent.kind", "oracle", "--num_tasks", "5", *options, "--output", str(output)) == 0
+    (result,) = json.loads(output.read_text()).values()
+    assert (result["accuracy"], result["turns/mean"], result["tool_calls/mean"]) == (1.0, 1.0, 0.0)
+
+
+UNSOLVED = """
+from forkgym.envs.base import ToolEnv
+from forkgym.envs.tasks import Task
+
+
+class Unsolved(ToolEnv):
+    def task(self, index):
+        return Task("What?", answer="That.", uid=f"unsolved/{index}")
+"""
+
+
+def test_an_oracle_without_a_solution_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "unsolved.py").write_text(UNSOLVED)
+    assert evaluate("--agent.kind", "oracle", "--num_tasks", "1", "--env.id", f"{tmp_path}/unsolved.py:Unsolved") == 1
+    said = "error: task 'unsolved/0' has no solution, expected at least one turn for the oracle\n"
+    assert capsys.readouterr().err == said
+
+
+@pytest.mark.parametrize("grammar", ["arpo", "search_r1", "hermes"])
+def test_the_oracle_evaluates_to_one(tmp_path: Path, grammar: str) -> None:
+    output = tmp_path / "results.json"
+    options = ("--agent.kind", "oracle", "--num_tasks", "20", "--env.grammar", grammar)
+    assert evaluate(*options, "--output", str(output)) == 0
     results = json.loads(output.read_text())
     assert set(results) == {"forkgym/WordMath-v0", "forkgym/MultiHop-v0"}
     for result in results.values():

@@ -1,90 +1,156 @@
-"""CPU time of what an environment does in a rollout: a step, a step with a tool, an answer, a fork, a reset.
+"""CPU time of what an environment does in a rollout: a step, a step with a tool, an answer, a copy, a reset.
 
-Run ``python scripts/benchmarks/env_step.py``. It prints medians in microseconds of process CPU time, for the bare
-environment and through ``gymnasium.make``. The project's limit for a step without tools is 20 µs.
+    python scripts/benchmarks/env_step.py
+    python scripts/benchmarks/env_step.py --peers gem=/tmp/gem/bin/python skyrl-gym=/tmp/skyrl/bin/python
+
+The first table holds this package's own figures against the project's limits. The second compares it with other suites
+at the same work, each in a Python of its own in which it is installed: ``pip install gem-llm datasets pylatexenc``,
+``pip install skyrl-gym``, ``pip install "verifiers<0.3"`` (later versions have no environment in the process). What is
+not given is said to be not installed. ``suites.py`` says what is measured; all suites are measured in turn, round after
+round, and the tables show medians over the rounds, microseconds of CPU time.
+
+The suites do not do the same for it: this one parses the turn as a whole and says what is wrong with it, validates the
+arguments of a call against a schema, and escapes markers in what a tool returned. SkyRL-gym and GEM search the turn for
+one tag. SkyRL-gym compares the text after ``####`` with the reference; GEM asks math-verify.
 """
 
 from __future__ import annotations
 
+import json
+import os
 import statistics
-import time
-from collections.abc import Callable
-from typing import Any
+import subprocess
+import sys
+from collections.abc import Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
 
-import gymnasium as gym
+import tyro
 from rich.console import Console
 from rich.table import Table
 
-import forkgym.envs
-from forkgym.envs.base import ToolEnv
+SUITES = Path(__file__).with_name("suites.py")
+PEERS = ("gem", "skyrl-gym", "verifiers")
+OWN = ("forkgym", "forkgym-made", "forkgym-tools")
 
-ENV_ID = "forkgym/WordMath-v0"
-REPEATS = 2_000
-EPISODE_TURNS = 8
-LIMIT_US = 20.0
+COMPARED = {
+    "reset": "start of an episode",
+    "no call": "step, no call",
+    "call": "step, one call",
+    "answer": "step, answer graded",
+    "copy": "copy in mid-episode",
+    "vector": "step, one call, of 32 in a vector",
+}
 
-THOUGHT = "<think>There are 3 bags with 5 apples each, so I multiply first.</think>"
-CALL = f"{THOUGHT}<calculator>3*5</calculator>"
-ANSWER = f"{THOUGHT}<answer>\\boxed{{15}}</answer>"
-
-TextEnv = gym.Env[str, str]
+Figures = Mapping[str, Mapping[str, float]]
 
 
-def main() -> None:
+@dataclass(frozen=True, slots=True)
+class Config:
+    """Options of the benchmark.
+
+    Attributes:
+        peers: Other suites, each as NAME=PYTHON, an interpreter in which it is installed; gem, skyrl-gym, verifiers.
+        rounds: How often everything is measured.
+    """
+
+    peers: Annotated[tuple[str, ...], tyro.conf.arg(metavar="NAME=PYTHON")] = ()
+    rounds: int = 11
+
+
+class Suite:
+    """A process in which one suite is measured, once for each request."""
+
+    def __init__(self, name: str, python: str) -> None:
+        environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_DATASETS_DISABLE_PROGRESS_BARS": "1"}
+        self.process = subprocess.Popen(
+            [python, str(SUITES), name], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
+        )
+        self.name = name
+        self.version = str(self.answer()["version"])
+
+    def answer(self) -> dict[str, float | str]:
+        """Read its next line; RuntimeError where it ended instead (its own errors are on the terminal)."""
+        assert self.process.stdout is not None
+        line = self.process.stdout.readline()
+        if not line:
+            raise RuntimeError(f"{self.name} cannot be measured: its process ended with {self.process.wait()}")
+        answer: dict[str, float | str] = json.loads(line)
+        return answer
+
+    def measure(self) -> dict[str, float]:
+        """Measure everything once; microseconds by row."""
+        assert self.process.stdin is not None
+        self.process.stdin.write("\n")
+        self.process.stdin.flush()
+        return {row: float(value) for row, value in self.answer().items()}
+
+    def close(self) -> None:
+        """Let it end."""
+        self.process.communicate()
+
+
+def main(config: Config) -> None:
     """Measure and print."""
-    # No turn of an episode below is its last but where that is the point.
-    arguments: dict[str, Any] = {"max_turns": 2 * EPISODE_TURNS, "max_malformed": 2 * EPISODE_TURNS}
-    wrapped: TextEnv = gym.make(ENV_ID, **arguments)
-    bare: TextEnv = gym.make(ENV_ID, **arguments).unwrapped
-    assert isinstance(bare, ToolEnv)
-    measurements: dict[str, Callable[[TextEnv], float]] = {
-        f"step without a tool (limit {LIMIT_US:g})": lambda env: median_step(env, THOUGHT),
-        "step with the calculator": lambda env: median_step(env, CALL),
-        "step with an answer": median_answer,
-        "fork": median_fork,
-        "reset, task included": lambda env: median([lambda: env.reset(options={"index": 3})] * REPEATS),
+    pythons: dict[str, str] = {name: sys.executable for name in OWN}
+    for peer in config.peers:
+        name, equals, python = peer.partition("=")
+        if name not in PEERS or not equals:
+            raise SystemExit(f"--peers {peer}: expected NAME=PYTHON, NAME one of {', '.join(PEERS)}")
+        pythons[name] = python
+    with ExitStack() as stack:
+        suites = {name: Suite(name, python) for name, python in pythons.items()}
+        for suite in suites.values():
+            stack.callback(suite.close)
+        rounds = [{name: suite.measure() for name, suite in suites.items()} for _ in range(config.rounds)]
+        versions = {name: suite.version for name, suite in suites.items()}
+    medians = {
+        name: {row: statistics.median(one[name][row] for one in rounds) for row in rounds[0][name]} for name in suites
     }
-    table = Table("CPU time, µs (median)", "bare", "gymnasium.make")
-    for name, measure in measurements.items():
-        table.add_row(name, f"{measure(bare):.1f}", f"{measure(wrapped):.1f}")
-    Console().print(table)
+    console = Console()
+    console.print(own_table(medians))
+    console.print(comparison(medians, versions))
 
 
-def median(actions: list[Callable[[], object]]) -> float:
-    """The median CPU time of some actions, microseconds."""
-    times_ns: list[int] = []
-    for action in actions:
-        start = time.process_time_ns()
-        action()
-        times_ns.append(time.process_time_ns() - start)
-    return statistics.median(times_ns) / 1_000
+def own_table(medians: Figures) -> Table:
+    """This package's figures, with the project's limits where it has set one."""
+    bare, made, tools = (medians[name] for name in OWN)
+    rows: list[tuple[str, float, float | None]] = [
+        ("a step without a call", bare["no call"], 10),
+        ("the same through gymnasium.make", made["no call"], 10),
+        ("a step with the calculator, beyond its own time", beyond(tools, "calculator"), 60),
+        ("    the calculator alone", tools["calculator alone"], None),
+        ("a step with a search of 30 articles, beyond its own time", beyond(tools, "search"), 60),
+        ("    the search alone", tools["search alone"], None),
+        ("a fork in mid-episode", bare["copy"], 50),
+        ("the same through gymnasium.make", made["copy"], 50),
+        ("grading an answer to GSM8K", tools["grading"], 10),
+    ]
+    table = Table("CPU time, µs", "median", "limit", title="forkgym")
+    for name, value, limit in rows:
+        table.add_row(name, f"{value:.1f}", "" if limit is None else f"{limit:g}")
+    return table
 
 
-def median_step(env: TextEnv, action: str) -> float:
-    """Take the same action over and over, in episodes that do not end."""
-    medians: list[float] = []
-    for _ in range(REPEATS // EPISODE_TURNS):
-        env.reset(options={"index": 3})
-        medians.append(median([lambda: env.step(action)] * EPISODE_TURNS))
-    return statistics.median(medians)
+def beyond(tools: Mapping[str, float], tool: str) -> float:
+    """What a step with a tool takes beyond the tool's own time."""
+    return tools[f"step with the {tool}"] - tools[f"{tool} alone"]
 
 
-def median_answer(env: TextEnv) -> float:
-    """Answer at once, episode after episode."""
-    medians: list[float] = []
-    for _ in range(REPEATS):
-        env.reset(options={"index": 3})
-        medians.append(median([lambda: env.step(ANSWER)]))
-    return statistics.median(medians)
-
-
-def median_fork(env: TextEnv) -> float:
-    """Fork in the middle of an episode."""
-    env.reset(seed=0)  # with a random state to copy
-    for _ in range(EPISODE_TURNS // 2):
-        env.step(CALL)
-    return median([lambda: forkgym.envs.fork(env)] * REPEATS)
+def comparison(medians: Figures, versions: Mapping[str, str]) -> Table:
+    """The same work in every suite; a dash where a suite has no counterpart."""
+    titles = {"forkgym": "forkgym", "forkgym-made": "forkgym, gymnasium.make"} | {peer: peer for peer in PEERS}
+    table = Table("CPU time, µs", *COMPARED.values(), title="The same work in other suites")
+    for name, title in titles.items():
+        if name in medians:
+            values = [medians[name].get(row) for row in COMPARED]
+            table.add_row(f"{title} {versions[name]}", *("-" if value is None else f"{value:.1f}" for value in values))
+        else:
+            table.add_row(title, "not installed")
+    return table
 
 
 if __name__ == "__main__":
-    main()
+    main(tyro.cli(Config))
