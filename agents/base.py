@@ -146,6 +146,10 @@ class Agent(Protocol):
         """Forget a turn, finished or not; it is never reported."""
         ...
 
+    def pause(self) -> None:
+        """Let go of memory that only sampling needs. No request runs, and none comes before ``load_weights``."""
+        ...
+
     def load_weights(self, model: torch.nn.Module, version: int) -> None:
         """Sample from these weights from now on. No request may be running."""
         ...

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 
 import torch
@@ -11,8 +12,10 @@ from forkgym.agents.base import Agent
 from forkgym.agents.codec import ByteCodec
 from forkgym.agents.config import AgentConfig
 from forkgym.agents.loading import EMBEDDED, load_model, load_tokenizer
+from forkgym.agents.lora import add_adapters
 from forkgym.agents.openai_agent import CANNOT_TRAIN, OpenAIAgent
 from forkgym.agents.scripted import OracleAgent
+from forkgym.agents.serving import make_server_agent
 from forkgym.agents.transformers_agent import TransformersAgent
 from forkgym.agents.vllm_agent import VllmAgent
 
@@ -34,6 +37,13 @@ def use_threads(config: AgentConfig) -> None:
         torch.set_num_threads(1)
 
 
+def own_device() -> torch.device:
+    """The GPU of this process among those of the machine, or the CPU where there is none."""
+    if not torch.cuda.is_available():
+        return torch.device("cpu")
+    return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))  # as torchrun and Accelerate launch processes
+
+
 def load_policy(config: AgentConfig) -> Policy:
     """Load a model that can be trained, and an agent that samples with its weights.
 
@@ -43,13 +53,20 @@ def load_policy(config: AgentConfig) -> Policy:
     """
     if config.kind == "openai":
         raise ValueError(f"agent.kind 'openai': {CANNOT_TRAIN}")
-    if config.kind not in ("transformers", "vllm"):
-        raise ValueError(f"agent.kind {config.kind!r} has no model to train; expected transformers or vllm")
+    if config.kind not in ("transformers", "vllm", "vllm-server"):
+        raise ValueError(
+            f"agent.kind {config.kind!r} has no model to train; expected transformers, vllm or vllm-server"
+        )
     tokenizer = load_tokenizer(config.model)
     dtype = {"float32": torch.float32, "bfloat16": torch.bfloat16}[config.dtype]
     model = load_model(config.model, dtype)
+    if config.lora.rank:
+        add_adapters(model, config.lora)
+    torch.nn.Module.to(model, own_device())  # an engine in this process shares the device, and is set up for it
     if config.kind == "vllm":
         return Policy(model, tokenizer, VllmAgent(model, tokenizer, slots=config.slots, config=config.vllm))
+    if config.kind == "vllm-server":
+        return Policy(model, tokenizer, make_server_agent(model, tokenizer, config))
     return Policy(model, tokenizer, TransformersAgent(model, tokenizer, slots=config.slots))
 
 

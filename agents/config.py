@@ -13,7 +13,10 @@ class VllmConfig:
     """The engine of the vllm agent."""
 
     memory_fraction: float = 0.4
-    """Share of the GPU's memory for the engine, its weights included; the rest is the trainer's. Unused on a CPU."""
+    """Share of the GPU's memory for the engine, its weights included; the rest is the trainer's, and while it updates
+    the policy this share too, where the engine sleeps. Unused on a CPU."""
+    sleep: bool | None = None
+    """Let the engine's memory go while the policy is updated; by default on a GPU, and not on a CPU, which can't."""
     cache_gib: float | None = None
     """Memory of the key-value cache in GiB; by default 1 on a CPU, and on a GPU what memory_fraction leaves."""
     max_context: int | None = None
@@ -38,6 +41,47 @@ class VllmConfig:
             raise ValueError(f"agent.vllm.max_context is {self.max_context}, expected at least 16")
         if self.top_logprobs < 1:
             raise ValueError(f"agent.vllm.top_logprobs is {self.top_logprobs}, expected at least 1")
+
+
+@dataclass(frozen=True)
+class VllmServerConfig:
+    """The servers of the vllm-server agent. What their engines are asked for, or started with, is in agent.vllm."""
+
+    urls: tuple[str, ...] = ()
+    """Addresses of servers that run already, such as http://127.0.0.1:8001, each started with the line that
+    scripts/serve_policy.py prints; by default agent.servers of them are started, and stopped with the run."""
+    gpus: int = 1
+    """GPUs of each server that is started; a model that one can't hold is spread over more."""
+    transfer: Literal["file", "nccl"] = "file"
+    """How weights get to the servers: in a file that both sides see, or from GPU to GPU of one machine, which is faster
+    (and has not been tried on GPUs yet)."""
+    weights_dir: str | None = None
+    """Folder for that file; by default a private one of this machine."""
+    start_timeout_s: float = 900.0
+    """Longest time for servers to start, in seconds."""
+    answer_timeout_s: float = 30.0
+    """Longest time for servers that run already to answer for the first time, in seconds."""
+    timeout_s: float = 300.0
+    """Longest silence of a server, in seconds, after which it counts as gone and its turns are sampled elsewhere."""
+
+    def __post_init__(self) -> None:
+        """Check the fields."""
+        for url in self.urls:
+            parts = urlsplit(url)  # raises ValueError where it is nothing like an address
+            if (
+                parts.scheme not in ("http", "https")
+                or not parts.hostname
+                or parts.path not in ("", "/")
+                or parts.query
+            ):
+                raise ValueError(f"agent.server.urls holds {url!r}, expected such as 'http://127.0.0.1:8001'")
+        if len(set(self.urls)) < len(self.urls):
+            raise ValueError(f"agent.server.urls is {self.urls}, expected each server once")
+        if self.gpus < 1:
+            raise ValueError(f"agent.server.gpus is {self.gpus}, expected at least 1")
+        for name in ("start_timeout_s", "answer_timeout_s", "timeout_s"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"agent.server.{name} is {getattr(self, name)}, expected a number above 0")
 
 
 @dataclass(frozen=True)
@@ -89,13 +133,35 @@ class OpenAIConfig:
 
 
 @dataclass(frozen=True)
+class LoraConfig:
+    """Low-rank adapters, which are trained in place of the model's weights."""
+
+    rank: int = 0
+    """Rank of the adapters; 0 trains the weights themselves."""
+    alpha: int = 32
+    """What an adapter adds is scaled by alpha / rank."""
+    target_modules: tuple[str, ...] = ("all-linear",)
+    """Last parts of the names of the layers that get adapters, such as q_proj v_proj; all-linear for every linear layer
+    but the output's."""
+
+    def __post_init__(self) -> None:
+        """Check the fields."""
+        if self.rank < 0:
+            raise ValueError(f"agent.lora.rank is {self.rank}, expected 0 or more")
+        if self.alpha < 1:
+            raise ValueError(f"agent.lora.alpha is {self.alpha}, expected at least 1")
+        if not self.target_modules:
+            raise ValueError("agent.lora.target_modules is empty, expected names of layers, or all-linear")
+
+
+@dataclass(frozen=True)
 class AgentConfig:
     """Which policy acts, and how it samples."""
 
-    kind: Literal["transformers", "vllm", "openai", "oracle"] = "transformers"
+    kind: Literal["transformers", "vllm", "vllm-server", "openai", "oracle"] = "transformers"
     """transformers: a model in this process; vllm: vLLM's engine in this process, which takes the model's weights after
-    each step; openai: any OpenAI-compatible chat endpoint (evaluation only); oracle: replays each task's known solution
-    (evaluation only)."""
+    each step; vllm-server: the same in processes of their own, one or more; openai: any OpenAI-compatible chat endpoint
+    (evaluation only); oracle: replays each task's known solution (evaluation only)."""
     model: str = "embedded"
     """Folder or hub name of a causal language model, or "embedded" for the small one that comes with the package; for
     openai, the name under which the endpoint serves its model."""
@@ -108,7 +174,11 @@ class AgentConfig:
     threads: int | None = None
     """CPU threads of PyTorch; by default 1 for the embedded policy, which gains little from more and on a busy machine
     loses a lot, and for any other as many as PyTorch takes."""
+    lora: LoraConfig = field(default_factory=LoraConfig)
+    servers: int = 1
+    """Servers that vllm-server starts, for each process that trains; none where agent.server.urls names some."""
     vllm: VllmConfig = field(default_factory=VllmConfig)
+    server: VllmServerConfig = field(default_factory=VllmServerConfig)
     openai: OpenAIConfig = field(default_factory=OpenAIConfig)
 
     def __post_init__(self) -> None:
@@ -117,7 +187,9 @@ class AgentConfig:
             raise ValueError(f"agent.temperature is {self.temperature}, expected a number above 0")
         if self.threads is not None and self.threads < 1:
             raise ValueError(f"agent.threads is {self.threads}, expected at least 1")
-        if self.kind == "vllm" and not 0.01 <= self.temperature <= 2:
+        if self.kind in ("vllm", "vllm-server") and not 0.01 <= self.temperature <= 2:
             raise ValueError(f"agent.temperature is {self.temperature}, expected 0.01 to 2, which vLLM can sample at")
         if self.slots < 1:
             raise ValueError(f"agent.slots is {self.slots}, expected at least 1")
+        if self.servers < 1:
+            raise ValueError(f"agent.servers is {self.servers}, expected at least 1")

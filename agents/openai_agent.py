@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import asyncio
 import math
 import queue
-import threading
-import weakref
-from collections.abc import Callable, Coroutine, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -23,6 +20,7 @@ from forkgym.agents.conversation import (
     text_tokens,
     to_json,
 )
+from forkgym.agents.loop_thread import LoopThread
 
 if TYPE_CHECKING:
     import torch
@@ -79,7 +77,7 @@ class OpenAIAgent:
         self._extra = config.extra_fields
         self._codec = ConversationCodec(native_tools=config.native_tools)
         self._endpoint = ChatEndpoint(config, slots)
-        self._loop = LoopThread(self._endpoint.close)
+        self._loop = LoopThread("chat-endpoint", self._endpoint.close)
         self._live: dict[str, Asked] = {}
         self._finished: dict[str, tuple[int, ...]] = {}  # context and completion by uid
         self._done: queue.SimpleQueue[str] = queue.SimpleQueue()
@@ -162,6 +160,9 @@ class OpenAIAgent:
         else:
             asked.future.cancel()
 
+    def pause(self) -> None:
+        """Do nothing: the endpoint's memory is its own."""
+
     def load_weights(self, model: torch.nn.Module, version: int) -> None:
         """Refuse.
 
@@ -231,54 +232,6 @@ class OpenAIAgent:
             reason = FinishReason.END
         calls = (choice.message.tool_calls or []) if self._codec.native_tools else []
         return self._codec.encode_message(text, native_calls(calls, request)), reason
-
-
-class LoopThread:
-    """An event loop in a daemon thread: work goes on while tools run, and a caller may have a loop of its own.
-
-    Args:
-        close: Awaited at the end.
-    """
-
-    def __init__(self, close: Callable[[], Coroutine[Any, Any, None]]) -> None:
-        self._loop = asyncio.new_event_loop()
-        thread = threading.Thread(target=run_loop, args=(self._loop, close), name="chat-endpoint", daemon=True)
-        thread.start()
-        self._finalizer = weakref.finalize(self, end_loop, self._loop, thread)
-
-    def start(self, work: Coroutine[Any, Any, Choice]) -> Future[Choice]:
-        """Run a coroutine in the loop."""
-        return asyncio.run_coroutine_threadsafe(work, self._loop)
-
-    def close(self) -> None:
-        """Cancel what runs and end the thread."""
-        self._finalizer()
-
-
-def run_loop(loop: asyncio.AbstractEventLoop, close: Callable[[], Coroutine[Any, Any, None]]) -> None:
-    """Run until the loop is stopped, then clean up; the body of a thread."""
-    try:
-        loop.run_forever()
-        loop.run_until_complete(cancel_all())
-        loop.run_until_complete(close())
-        loop.run_until_complete(loop.shutdown_default_executor())
-    finally:
-        loop.close()
-
-
-async def cancel_all() -> None:
-    """Cancel what else runs in this loop, and wait until it is over."""
-    tasks = asyncio.all_tasks() - {asyncio.current_task()}
-    for task in tasks:
-        task.cancel()
-    await asyncio.gather(*tasks, return_exceptions=True)
-
-
-def end_loop(loop: asyncio.AbstractEventLoop, thread: threading.Thread) -> None:
-    """Stop a loop and wait for its thread; not where that thread itself collects the garbage that this is about."""
-    loop.call_soon_threadsafe(loop.stop)
-    if thread is not threading.current_thread():
-        thread.join()
 
 
 def native_calls(written: Sequence[WrittenCall], request: Request) -> list[NativeCall]:

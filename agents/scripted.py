@@ -116,6 +116,15 @@ class WritingAgent(ABC):
         else:
             self.release(uid)
 
+    def pause(self) -> None:
+        """Do nothing: there is no memory to let go of.
+
+        Raises:
+            RuntimeError: A request is queued.
+        """
+        if self._live:
+            raise RuntimeError(f"a pause while {len(self._live)} requests run, expected none")
+
     def load_weights(self, model: torch.nn.Module, version: int) -> None:
         """Take the version; there are no weights.
 

@@ -173,6 +173,16 @@ class TransformersAgent:
                 return
         self.release(uid)
 
+    def pause(self) -> None:
+        """Empty the cache and free its memory; turns that are continued all the same compute their contexts anew.
+
+        Raises:
+            RuntimeError: A request is queued or running.
+        """
+        if self._queue or self._turns:
+            raise RuntimeError(f"a pause while {len(self._queue) + len(self._turns)} requests run, expected none")
+        self._forget()
+
     def load_weights(self, model: torch.nn.Module, version: int) -> None:
         """Sample from these weights from now on; where the model is not the agent's own, they are copied.
 
@@ -193,13 +203,16 @@ class TransformersAgent:
             except RuntimeError as error:
                 raise ValueError(f"weights of version {version} don't fit the agent's model: {error}") from error
         self._modules = list(self.model.modules())
-        self._table.cached[:] = 0
-        self._model.forget()
+        self._forget()
         self._version = version
 
     def figures(self) -> Mapping[str, float]:
         """Return nothing: it samples from the trained model itself."""
         return {}
+
+    def _forget(self) -> None:
+        self._table.cached[:] = 0
+        self._model.forget()
 
     def _take_over(self, request: Request, context: Ints) -> int | None:
         """Return the slot of the turn that ``request`` continues, now its own; None where that turn lost it."""

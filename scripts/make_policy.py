@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -24,11 +25,12 @@ from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast, Qwen3
 
 from forkgym.agents.codec import TokenizerCodec
 from forkgym.agents.memory import keep_freed_memory
-from forkgym.envs.base import ToolEnv
+from forkgym.envs.base import INFINITE_TASK_RANGE, ToolEnv
 from forkgym.envs.multihop import MultiHopEnv
 from forkgym.envs.names import SYLLABLES
 from forkgym.envs.tasks import SolutionStep
 from forkgym.envs.wordmath import WordMathEnv, calculate
+from forkgym.trainers.demonstrations import Demonstration, Script, act_out, demonstration_of, stack
 
 PAD, END, USER, POLICY = "<|pad|>", "<|end|>", "<|user|>", "<|policy|>"
 MARKED = ("think", "result", "answer", "search", "calculator", "python")
@@ -242,38 +244,26 @@ def episode_text(env: ToolEnv, index: int) -> str:
 
 
 @dataclass(frozen=True)
-class Demonstration:
-    """One episode's tokens, and which of them the policy wrote."""
-
-    tokens: tuple[int, ...]
-    written: tuple[bool, ...]
-
-
-def demonstrate(env: ToolEnv, codec: TokenizerCodec, teacher: Teacher, rng: np.random.Generator) -> Demonstration:
-    """Let a teacher act in one episode of a task drawn at random."""
-    start, _ = env.reset(options={"index": int(rng.integers(2**31))})
-    task = env.current_task
-    tokens = list(codec.encode_prompt(env.prompt_of(start)))
-    written = [False] * len(tokens)
-    for step in teacher(task.question, task.solution, rng):
-        action = env.render_step(step)
-        observation, _, terminated, truncated, _ = env.step(action)
-        turn = codec.encode_turn(action)
-        reply = codec.encode_reply(env.reply_of(observation), turn)
-        tokens += turn + reply
-        written += [True] * len(turn) + [False] * len(reply)
-        if terminated or truncated:
-            break
-    return Demonstration(tuple(tokens), tuple(written))
-
-
-@dataclass(frozen=True)
 class Class:
     """An environment, who teaches in it, and how many demonstrations of it a step has."""
 
     env: ToolEnv
     teacher: Teacher
     size: int
+
+
+def demonstrate(one: Class, codec: TokenizerCodec, rng: np.random.Generator) -> list[Demonstration]:
+    """Let a teacher act in episodes of tasks drawn at random."""
+    scripts: list[Script] = []
+    for _ in range(one.size):
+        index = int(rng.integers(INFINITE_TASK_RANGE))
+        one.env.reset(options={"index": index})
+        task = one.env.current_task
+        steps = one.teacher(task.question, task.solution, rng)
+        scripts.append(Script(index, tuple(one.env.render_step(step) for step in steps)))
+    end: Any = codec.tokenizer.eos_token_id
+    groups = act_out(one.env, codec, end, scripts)
+    return [demonstration_of(group, group.trajectories[0].leaf) for group in groups]
 
 
 def train(
@@ -294,7 +284,7 @@ def train(
             group["lr"] = config.learning_rate * factor
         optimizer.zero_grad(set_to_none=True)
         for place, one in enumerate(classes):
-            batch = [demonstrate(one.env, codec, one.teacher, rng) for _ in range(one.size)]
+            batch = demonstrate(one, codec, rng)
             loss, exact = batch_loss(model, batch, config.context_weight)
             (loss * one.size / config.demonstrations_per_step).backward()
             recent[place] = 0.95 * recent[place] + 0.05 * exact
@@ -312,15 +302,8 @@ def batch_loss(
     model: Qwen3ForCausalLM, batch: Sequence[Demonstration], context_weight: float
 ) -> tuple[torch.Tensor, float]:
     """Return the weighted cross-entropy, and the share of demonstrations reproduced whole by the most likely tokens."""
-    length = max(len(demonstration.tokens) for demonstration in batch)
-    tokens_BT = torch.zeros(len(batch), length, dtype=torch.long)
-    weights_BT = torch.zeros(len(batch), length)
-    written_BT = torch.zeros(len(batch), length, dtype=torch.bool)
-    for row, demonstration in enumerate(batch):
-        size = len(demonstration.tokens)
-        tokens_BT[row, :size] = torch.tensor(demonstration.tokens)
-        written_BT[row, :size] = torch.tensor(demonstration.written)
-        weights_BT[row, :size] = torch.where(written_BT[row, :size], 1.0, context_weight)
+    tokens_BT, written_BT, present_BT = stack(batch, pad_token=0)
+    weights_BT = torch.where(written_BT, 1.0, context_weight) * present_BT
     logits_BTV = model(tokens_BT).logits[:, :-1]
     targets_BT, weights_BT, written_BT = tokens_BT[:, 1:], weights_BT[:, 1:], written_BT[:, 1:]
     losses_BT = functional.cross_entropy(logits_BTV.transpose(1, 2), targets_BT, reduction="none")

@@ -16,12 +16,13 @@ from forkgym.agents.config import AgentConfig
 from forkgym.envs.config import EnvConfig
 from forkgym.trainers.command_line import parse_command_line, user_errors
 from forkgym.trainers.config import EvaluationConfig, RolloutConfig, TrainerConfig
+from forkgym.trainers.diagnostics_config import DiagnosticsConfig
 
 if TYPE_CHECKING:
     from forkgym.trainers.checkpoint import TrainingState
     from forkgym.trainers.evaluation import Result
+    from forkgym.trainers.growth import Env
     from forkgym.trainers.loop import Session
-    from forkgym.trainers.tree import Env
 
 
 @dataclass(frozen=True)
@@ -39,6 +40,7 @@ class TrainConfig:
     rollout: RolloutConfig = field(default_factory=RolloutConfig)
     trainer: TrainerConfig = field(default_factory=TrainerConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+    diagnostics: DiagnosticsConfig = field(default_factory=DiagnosticsConfig)
 
     def __post_init__(self) -> None:
         """Check what no section checks for itself."""
@@ -62,16 +64,21 @@ def main(config: TrainConfig) -> int:
     from forkgym.trainers.evaluation import evaluate
     from forkgym.trainers.loop import train
     from forkgym.trainers.notices import show_notices
+    from forkgym.trainers.processes import is_first_process
     from forkgym.trainers.reporting import Progress, draw_learning_curve, evaluation_table, print_table
     from forkgym.trainers.update import TrainingError
 
     keep_freed_memory()
-    show_notices()
+    if is_first_process():
+        show_notices()
+    rollout = config.rollout.for_agent(config.agent)
     with user_errors():
         quiet_libraries()
         session, state, held_out = set_up(config)
-        results = session.folder.read_evaluation()
-    rollout = config.rollout.for_agent(config.agent)
+        folder = session.folder
+        results = {} if folder is None else folder.read_evaluation()
+    if folder is None:
+        return assist(session, rollout, config.trainer, state)
     begun = time.perf_counter()
 
     def measure() -> dict[str, Result]:
@@ -79,31 +86,40 @@ def main(config: TrainConfig) -> int:
             return {}
         return evaluate(session.agent, held_out, config.evaluation, rollout, config.agent.temperature)
 
-    with session.folder:
+    with folder:
         try:
             if "before" not in results:
                 print(f"Measuring accuracy on {evaluated_tasks(config)} ...", flush=True)
                 results = {"before": measure()}
-                session.folder.write_evaluation(results)
+                folder.write_evaluation(results)
             with Progress(config.trainer.num_steps) as progress:
                 state = train(session, rollout, config.trainer, state, progress)
             if state.step < config.trainer.num_steps:
                 raise KeyboardInterrupt
             results = {**results, "after": measure()}
         except KeyboardInterrupt:
-            print(f"Stopped. Go on with: --run_dir {session.folder.path} --resume")
+            print(f"Stopped. Go on with: --run_dir {folder.path} --resume")
             return 130
         except (TrainingError, ToolFailure) as error:
-            print(f"error: {error}; the last good state is in {session.folder.checkpoints}", file=sys.stderr)
+            print(f"error: {error}; the last good state is in {folder.checkpoints}", file=sys.stderr)
             return 1
         except AgentFailure as error:
-            print(f"error: {error}; the newest checkpoint is in {session.folder.checkpoints}", file=sys.stderr)
+            print(f"error: {error}; the newest checkpoint is in {folder.checkpoints}", file=sys.stderr)
             return 1
-        session.folder.write_evaluation(results)
-        picture = session.folder.learning_curve
-        draw_learning_curve(session.folder.read_metrics(), results, picture)
+        folder.write_evaluation(results)
+        picture = folder.learning_curve
+        draw_learning_curve(folder.read_metrics(), results, picture)
     print_table(evaluation_table(results["before"], results["after"]))
-    print(f"{time.perf_counter() - begun:.0f} s. Everything is in {session.folder.path}; the curve is {picture.name}.")
+    print(f"{time.perf_counter() - begun:.0f} s. Everything is in {folder.path}; the curve is {picture.name}.")
+    return 0
+
+
+def assist(session: Session, rollout: RolloutConfig, trainer: TrainerConfig, state: TrainingState) -> int:
+    """Train along with the first process, which measures, shows and writes what there is to."""
+    from forkgym.trainers.loop import train
+    from forkgym.trainers.reporting import NoProgress
+
+    train(session, rollout, trainer, state, NoProgress())
     return 0
 
 
@@ -128,8 +144,10 @@ def set_up(config: TrainConfig) -> tuple[Session, TrainingState, dict[str, Env]]
     from forkgym.agents.building import load_policy, use_threads
     from forkgym.envs.config import make_envs, make_held_out_envs
     from forkgym.trainers.checkpoint import Contents, TrainingState, load_latest
-    from forkgym.trainers.loop import Session, make_learner, save
-    from forkgym.trainers.run_folder import RunFolder
+    from forkgym.trainers.collection import markers_of
+    from forkgym.trainers.learner import make_learner
+    from forkgym.trainers.loop import Session, save
+    from forkgym.trainers.run_folder import CHECKPOINTS, RunFolder, config_hash
 
     use_threads(config.agent)
     torch.manual_seed(config.seed)
@@ -139,23 +157,37 @@ def set_up(config: TrainConfig) -> tuple[Session, TrainingState, dict[str, Env]]
     pad_token = policy.tokenizer.pad_token_id
     assert isinstance(pad_token, int)
     learner, scheduler = make_learner(policy.model, pad_token, config.agent.temperature, config.trainer)
+    accelerator = learner.accelerator
+    if accelerator.num_processes > 1 and config.agent.kind == "vllm-server":
+        raise ValueError(f"agent.kind is vllm-server in {accelerator.num_processes} processes, expected one to train")
     path = Path(config.run_dir) if config.run_dir is not None else Path("runs") / time.strftime("%Y-%m-%d-%H%M%S")
     recorded = replace(config, run_dir=str(path), resume=False)
-    saved = Contents(policy.model, policy.tokenizer, learner.optimizer, scheduler)
-    if config.resume:
-        folder = RunFolder.resume(path, recorded)
-        checkpoint = load_latest(folder.checkpoints, folder.config_hash)
-        checkpoint.restore(policy.model, learner.optimizer, scheduler)
-        state = checkpoint.state
-        folder.truncate_metrics(state.step)
-        policy.agent.load_weights(policy.model, state.version)
-    else:
-        folder = RunFolder.create(path, recorded)
-        state = TrainingState(config_hash=folder.config_hash)
-    session = Session(learner, scheduler, saved, policy.agent, envs, folder, config.seed, config.env.weights)
+    saved = Contents(policy.model, policy.tokenizer, learner.optimizer, scheduler, learner.value_head)
+    state, folder = TrainingState(config_hash=config_hash(recorded)), None
+    if accelerator.is_main_process:
+        folder = RunFolder.resume(path, recorded) if config.resume else RunFolder.create(path, recorded)
+    session = Session(
+        learner,
+        scheduler,
+        saved,
+        policy.agent,
+        envs,
+        folder,
+        config.seed,
+        config.env.weights,
+        markers_of(envs),
+        config.diagnostics,
+    )
     if not config.resume:
         save(session, state)  # so that a run can be resumed from its first moment on
-    return session, state, held_out
+        return session, state, held_out
+    with accelerator.main_process_first():  # which sets aside what is broken
+        checkpoint = load_latest(path / CHECKPOINTS, state.config_hash)
+    checkpoint.restore(saved)
+    if folder is not None:
+        folder.truncate_metrics(checkpoint.state.step)
+    policy.agent.load_weights(policy.model, checkpoint.state.version)
+    return session, checkpoint.state, held_out
 
 
 def read_config(arguments: list[str]) -> TrainConfig:

@@ -1,49 +1,161 @@
-"""From rewards on leaves to advantages on turns. Pure functions of numbers and trees."""
+"""From rewards on leaves to advantages on turns. Pure functions of numbers and trees.
+
+A number belongs to a turn on a trajectory's path: ``[G][D]`` is one for each turn of each trajectory, in the order of
+`Group.trajectories` and of `Group.path`.
+"""
 
 from __future__ import annotations
 
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+
+import numpy as np
 
 from forkgym.trainers.types import Group
 
+ByTurn = list[tuple[float, ...]]  # [G][D]
+DEVIATION_FLOOR = 1e-6  # added to a standard deviation, as verl does; TRL adds 1e-4
+SAME_REWARD = 1e-9  # rewards that are less apart are equal
 
-def group_advantages(rewards_G: Sequence[float], *, divide_by_deviation: bool = False) -> list[float]:
-    """Compare each trajectory with its group.
 
-    ``A_i = (r_i - mean(r)) / F_norm``, with ``F_norm = 1`` (Group Policy Gradient, arXiv:2504.02546) or the standard
-    deviation plus 1e-6 (GRPO, arXiv:2402.03300; the sample's, with G - 1 below).
+def constant(values_G: Sequence[float], like: ByTurn) -> ByTurn:
+    """Give every turn of a trajectory the trajectory's number."""
+    return [(value,) * len(returns_D) for value, returns_D in zip(values_G, like, strict=True)]
 
-    Args:
-        rewards_G: One reward a trajectory; at least one.
-        divide_by_deviation: Whether ``F_norm`` is the standard deviation.
+
+def whole_returns(group: Group, rewards_G: Sequence[float]) -> ByTurn:
+    """Credit every turn with all that its trajectory was paid."""
+    return [
+        (reward,) * len(group.path(trajectory.leaf))
+        for trajectory, reward in zip(group.trajectories, rewards_G, strict=True)
+    ]
+
+
+def returns_to_go(group: Group) -> ByTurn:
+    """Credit a turn with what was paid from it on: ``R_d = sum over d' >= d of r_d'``.
+
+    It has no part in what was paid before it (the policy gradient theorem, Sutton et al. 1999). Where an environment
+    pays at the end only, it is the trajectory's reward.
+
+    Example: turns that were paid 0.5, -0.1 and 1 give 1.4, 0.9 and 1.
     """
-    mean = statistics.fmean(rewards_G)
-    divisor = 1.0
-    if divide_by_deviation and len(rewards_G) > 1:
-        divisor = statistics.stdev(rewards_G) + 1e-6
-    return [(reward - mean) / divisor for reward in rewards_G]
+    found: ByTurn = []
+    for trajectory in group.trajectories:
+        paid = np.array([turn.reward for turn in group.path(trajectory.leaf)])
+        found.append(tuple(np.cumsum(paid[::-1])[::-1].tolist()))
+    return found
 
 
-def calibrated_advantages(group: Group, advantages_G: Sequence[float]) -> Mapping[str, float]:
-    """Give each turn the mean advantage of the trajectories that share it.
+def mean_baseline(returns_GD: ByTurn, *, to_go: bool = False) -> ByTurn:
+    """The group's mean, the trajectory itself included, as GRPO (arXiv:2402.03300) and GPG (arXiv:2504.02546) take it.
 
-    ``A(turn) = mean over trajectories below of A_i``: ARPO's estimate for shared tokens (arXiv:2507.19849), on the tree
-    of macro actions of arXiv:2512.10365. Every leaf weighs the same.
+    With ``to_go`` it is the mean at each depth over the trajectories that reach it: what is still paid at the third
+    turn is compared with what others are still paid there.
+    """
+    if not to_go:
+        return constant([statistics.fmean(returns_D[0] for returns_D in returns_GD)] * len(returns_GD), returns_GD)
+    means_D = [statistics.fmean(alive) for alive in reaching(returns_GD)]
+    return [tuple(means_D[: len(returns_D)]) for returns_D in returns_GD]
 
-    In a loss that is linear in the log-prob this changes no gradient: the sum over the n trajectories below a turn of
-    ``A_i grad log pi`` is ``n mean(A) grad log pi``. It matters where there is a ratio and a clip.
+
+def others_baseline(group: Group, returns_GD: ByTurn, *, to_go: bool = False) -> ByTurn:
+    """The mean over the other trajectories: RLOO's baseline (Ahmadian et al. 2024, arXiv:2402.14740).
+
+    Those that share a turn with a trajectory are no others: they have its first turn's luck in common, and a baseline
+    that depends on the turn which it is taken from is biased. Without branching it is RLOO's to the letter:
+    ``A_i = r_i - sum over j != i of r_j / (G - 1)``. With ``to_go``, see `mean_baseline`.
 
     Returns:
-        The advantage of each turn by its uid.
+        [G][D]; 0 where no other trajectory reaches the depth.
+
+    Raises:
+        ValueError: All trajectories share their first turn, so that there is no other.
+    """
+    roots_G = [group.path(trajectory.leaf)[0].uid for trajectory in group.trajectories]
+    if len(set(roots_G)) < 2:
+        raise ValueError(
+            f"group {group.task_uid}: all {len(roots_G)} trajectories begin with turn {roots_G[0]}, expected two first "
+            "turns or more, of which each is the others' baseline"
+        )
+    found: ByTurn = []
+    for root, returns_D in zip(roots_G, returns_GD, strict=True):
+        others = [other for name, other in zip(roots_G, returns_GD, strict=True) if name != root]
+        if to_go:
+            means_D = [statistics.fmean(alive) for alive in reaching(others)]
+            found.append(tuple((means_D + [0.0] * len(returns_D))[: len(returns_D)]))
+        else:
+            found.append((statistics.fmean(other[0] for other in others),) * len(returns_D))
+    return found
+
+
+def reaching(returns_GD: ByTurn) -> list[list[float]]:
+    """At each depth the returns of the trajectories that reach it, [D][...]."""
+    deepest = max(len(returns_D) for returns_D in returns_GD)
+    return [[returns_D[depth] for returns_D in returns_GD if depth < len(returns_D)] for depth in range(deepest)]
+
+
+def deviation(rewards_G: Sequence[float]) -> float:
+    """What GRPO divides by: the sample's standard deviation (with G - 1 below) plus 1e-6.
+
+    1 where there is none, for a single trajectory or equal rewards: divided by 1e-6, the rounding of their mean would
+    pass for an advantage, and what is compared with another baseline than the mean would be a million times too large.
+    """
+    spread = statistics.stdev(rewards_G) if len(rewards_G) > 1 else 0.0
+    return spread + DEVIATION_FLOOR if spread > SAME_REWARD else 1.0
+
+
+def differences(returns_GD: ByTurn, baselines_GD: ByTurn, divisor: float = 1.0) -> ByTurn:
+    """``A = (R - b) / F_norm``, with ``F_norm`` 1 (Group Policy Gradient) or `deviation` (GRPO)."""
+    return [
+        tuple((value - base) / divisor for value, base in zip(returns_D, baselines_D, strict=True))
+        for returns_D, baselines_D in zip(returns_GD, baselines_GD, strict=True)
+    ]
+
+
+def calibrated(group: Group, advantages_GD: ByTurn, weights_G: Sequence[float]) -> ByTurn:
+    """Give each turn the mean advantage of the trajectories that share it.
+
+    ``A(turn) = sum over trajectories i below of w_i A_i / sum of w_i``: ARPO's estimate for shared tokens
+    (arXiv:2507.19849) on the tree of macro actions of arXiv:2512.10365, where every leaf weighs the same.
+
+    In a loss that is linear in the log-prob this changes no gradient: the sum over the trajectories below a turn of
+    ``w_i A_i grad log pi`` is ``(sum of w_i) mean(A) grad log pi``. It matters where there is a ratio and a clip.
+
+    Args:
+        group: A tree.
+        advantages_GD: Each trajectory's own.
+        weights_G: Of the trajectories, 0 or more.
     """
     sums: dict[str, float] = {}
-    counts: dict[str, int] = {}
-    for trajectory, advantage in zip(group.trajectories, advantages_G, strict=True):
-        for turn in group.path(trajectory.leaf):
-            sums[turn.uid] = sums.get(turn.uid, 0.0) + advantage
-            counts[turn.uid] = counts.get(turn.uid, 0) + 1
-    return {uid: total / counts[uid] for uid, total in sums.items()}
+    totals: dict[str, float] = {}
+    paths = [group.path(trajectory.leaf) for trajectory in group.trajectories]
+    for path, advantages_D, weight in zip(paths, advantages_GD, weights_G, strict=True):
+        for turn, advantage in zip(path, advantages_D, strict=True):
+            sums[turn.uid] = sums.get(turn.uid, 0.0) + weight * advantage
+            totals[turn.uid] = totals.get(turn.uid, 0.0) + weight
+    return [tuple(sums[turn.uid] / totals[turn.uid] for turn in path) for path in paths]
+
+
+def generalized_advantages(rewards_K: Sequence[float], values_K: Sequence[float], gae_lambda: float) -> list[float]:
+    """Advantages over a trajectory's segments from a value head (Schulman et al. 2016, arXiv:1506.02438), undiscounted.
+
+    ``delta_k = r_k + V_{k+1} - V_k`` with ``V_K = 0``, and ``A_k = delta_k + lambda A_{k+1}``. With lambda 1 it is
+    ``sum of r_k' from k on, minus V_k``; with 0 the single difference.
+
+    Example: rewards 0, 1 and values 0.5, 0.75 with lambda 0.5: delta = 0.25, 0.25, so A = 0.375, 0.25.
+
+    Args:
+        rewards_K: Paid at the end of each segment.
+        values_K: The head's estimate before each segment.
+        gae_lambda: 0 to 1.
+    """
+    advantages = [0.0] * len(rewards_K)
+    following, after = 0.0, 0.0
+    for place in reversed(range(len(rewards_K))):
+        following = rewards_K[place] + after - values_K[place] + gae_lambda * following
+        after = values_K[place]
+        advantages[place] = following
+    return advantages
 
 
 def group_correction(valid: int, total: int, kind: str = "rescale") -> float:

@@ -2,6 +2,7 @@
 
     checkpoints/step-000050/
         config.json  model.safetensors  tokenizer.json  ...   as `from_pretrained` reads them: it is a model's folder
+        adapter/                                              where adapters are trained; see `saved_model`
         training.json                                         `TrainingState`
         updates.json  updates.safetensors                     optimizer and scheduler: structure and numbers, tensors
         manifest.json                                         size and SHA-256 of every other file; written last
@@ -12,7 +13,6 @@ its seed from the run's seed and what the draw is for.
 
 from __future__ import annotations
 
-import functools
 import hashlib
 import json
 import logging
@@ -32,6 +32,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from forkgym.tools.durable import PARTIAL, discard_folder, make_folder, partial_path, sync, sync_tree
 from forkgym.trainers.branching import EntropyScale
+from forkgym.trainers.saved_model import restore_weights, write_model
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -64,12 +65,19 @@ class Stateful(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Contents:
-    """What a checkpoint is taken of; ``model`` is the bare model, out of Accelerate's wrapping."""
+    """What a checkpoint is taken of; ``model`` is the bare model, out of any wrapping, ``critic`` a value head."""
 
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
     optimizer: Stateful
     scheduler: Stateful
+    critic: Stateful | None = None
+
+    @property
+    def updated(self) -> dict[str, Stateful]:
+        """What is saved beside the model, by name."""
+        parts = {"optimizer": self.optimizer, "scheduler": self.scheduler}
+        return parts if self.critic is None else {**parts, "critic": self.critic}
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,17 +128,22 @@ class Checkpoint:
     path: Path
     state: TrainingState
 
-    def restore(self, model: PreTrainedModel, optimizer: Stateful, scheduler: Stateful) -> None:
-        """Give weights, optimizer and scheduler the state they had.
+    def restore(self, contents: Contents) -> None:
+        """Give the model, and all that is saved beside it, the state they had.
 
         Raises:
-            ValueError: The model or the optimizer is built otherwise than the saved one.
+            ValueError: One of them is built otherwise than the saved one.
         """
-        restore_weights(self.path, model)
+        restore_weights(self.path, contents.model)
         tensors = safetensors.torch.load_file(self.path / UPDATES_TENSORS)
         packed = json.loads((self.path / UPDATES).read_text(encoding="utf-8"))
-        optimizer.load_state_dict(unpack_state(packed["optimizer"], tensors))
-        scheduler.load_state_dict(unpack_state(packed["scheduler"], tensors))
+        if packed.keys() != contents.updated.keys():
+            raise ValueError(
+                f"checkpoint {self.path} holds {', '.join(packed)}, expected {', '.join(contents.updated)}: was its "
+                "algorithm another one?"
+            )
+        for name, part in contents.updated.items():
+            part.load_state_dict(unpack_state(packed[name], tensors))
 
 
 def save_checkpoint(folder: Path, contents: Contents, state: TrainingState, keep: int = 2) -> Path:
@@ -217,11 +230,10 @@ def step_of(path: Path) -> int:
 
 def write_contents(folder: Path, contents: Contents, state: TrainingState) -> None:
     """Write everything but the manifest."""
-    contents.model.save_pretrained(folder)
+    write_model(folder, contents.model)
     contents.tokenizer.save_pretrained(folder)
     tensors: dict[str, torch.Tensor] = {}
-    states = {"optimizer": contents.optimizer.state_dict(), "scheduler": contents.scheduler.state_dict()}
-    packed = {name: pack_state(part, name, tensors) for name, part in states.items()}
+    packed = {name: pack_state(dict(part.state_dict()), name, tensors) for name, part in contents.updated.items()}
     (folder / UPDATES).write_text(json.dumps(packed, allow_nan=False), encoding="utf-8")
     safetensors.torch.save_file(tensors, folder / UPDATES_TENSORS)
     # Not by pydantic, which writes null for a number that is not finite.
@@ -303,25 +315,6 @@ def record(file: Path) -> FileRecord:
 def current_versions() -> dict[str, str]:
     """Return the versions of what a run's numbers depend on."""
     return {"python": sys.version.split()[0], **{package: metadata.version(package) for package in PACKAGES}}
-
-
-def restore_weights(folder: Path, model: PreTrainedModel) -> None:
-    """Copy saved weights into ``model``, whose class reads them: names in files may differ from those in the model.
-
-    Raises:
-        ValueError: The saved model has other weights or shapes.
-    """
-    # In the widest type of the weights, so that nothing is rounded where a model mixes types.
-    dtype = functools.reduce(torch.promote_types, (p.dtype for p in model.parameters() if p.is_floating_point()))
-    saved = type(model).from_pretrained(folder, dtype=dtype).state_dict()
-    shapes = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
-    for name in sorted(shapes.keys() | saved.keys()):
-        found = tuple(saved[name].shape) if name in saved else None
-        if found != shapes.get(name):
-            raise ValueError(
-                f"checkpoint {folder} holds another model: {name} has shape {found} there, {shapes.get(name)} here"
-            )
-    model.load_state_dict(saved)
 
 
 def pack_state(value: object, path: str, tensors: dict[str, torch.Tensor]) -> object:

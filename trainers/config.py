@@ -2,12 +2,51 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from forkgym.agents.config import AgentConfig
+from forkgym.trainers.algorithm_config import CreditConfig, LossConfig, SegmentConfig, resolved
+from forkgym.trainers.algorithms import Algorithm, AlgorithmName
 
 ORACLE_TOKENS = 10**9
+
+BranchingStrategy = Literal["entropy", "fixed", "random", "none"]
+
+
+@dataclass(frozen=True)
+class BranchingConfig:
+    """Where a task's trajectories branch: at tool boundaries, as long as there is budget."""
+
+    strategy: BranchingStrategy | None = None
+    """entropy: with P = alpha + beta * dH, dH being how much less certain the policy has become (ARPO); random: with
+    P = alpha; fixed: at every boundary; none: nowhere. By default what the algorithm does: entropy, or none."""
+    rule: Literal["sample", "threshold"] = "sample"
+    """For entropy. sample: branch with probability P (ARPO's released code); threshold: branch where P > threshold (its
+    paper)."""
+    scale: Literal["deviation", "vocabulary"] = "deviation"
+    """What an entropy change is divided by to give dH: its own running standard deviation, or log(vocabulary size) as
+    published (P then hardly leaves alpha)."""
+    alpha: float = 0.5
+    """P where the entropy did not change, and P of the random strategy; 0 to 1."""
+    beta: float = 0.2
+    """Weight of the entropy change in P."""
+    threshold: float = 0.5
+    """Limit on P for the threshold rule; 0 to 1."""
+    tokens: int = 20
+    """First tokens of a turn whose mean entropy is compared (ARPO's k). With 1 it is the entropy of the state itself;
+    with more the decision looks at the continuation that it keeps, which biases the gradient."""
+    width: int = 2
+    """Ways a branch continues, the one that is kept included (ARPO's Z)."""
+
+    def __post_init__(self) -> None:
+        """Check the fields."""
+        for name in ("alpha", "threshold"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"rollout.branching.{name} is {getattr(self, name)}, expected 0 to 1")
+        for name, least in (("tokens", 1), ("width", 2)):
+            if getattr(self, name) < least:
+                raise ValueError(f"rollout.branching.{name} is {getattr(self, name)}, expected at least {least}")
 
 
 @dataclass(frozen=True)
@@ -17,8 +56,8 @@ class RolloutConfig:
     num_generations: int = 16
     """Trajectories of one task (ARPO's budget M)."""
     initial_generations: int = 8
-    """Trajectories that start from the prompt (ARPO's N); branches, then fresh ones, fill up to num_generations. gpg
-    and grpo never branch and ignore it."""
+    """Trajectories that start from the prompt (ARPO's N); branches, then fresh ones, fill up to num_generations.
+    Ignored where nothing branches."""
     tasks_per_step: int = 8
     """Tasks of one step, shared out evenly over the environments."""
     max_turn_tokens: int | None = None
@@ -26,26 +65,11 @@ class RolloutConfig:
     512 for any other."""
     max_total_tokens: int = 4096
     """Most tokens of a trajectory, prompt and tool output included."""
-    branch_rule: Literal["sample", "threshold"] = "sample"
-    """sample: branch with probability P = branch_alpha + branch_beta * dH (ARPO's released code); threshold: branch
-    where P > branch_threshold (its paper)."""
-    branch_scale: Literal["deviation", "vocabulary"] = "deviation"
-    """What an entropy change is divided by to give dH: its own running standard deviation, or log(vocabulary size) as
-    published (P then hardly leaves branch_alpha)."""
-    branch_alpha: float = 0.5
-    """P where the entropy did not change; 0 to 1."""
-    branch_beta: float = 0.2
-    """Weight of the entropy change in P."""
-    branch_threshold: float = 0.5
-    """Limit on P for the threshold rule; 0 to 1."""
-    branch_tokens: int = 20
-    """First tokens of a turn whose mean entropy is compared (ARPO's k)."""
-    branch_width: int = 2
-    """Ways a branch continues, the one that is kept included (ARPO's Z)."""
+    branching: BranchingConfig = field(default_factory=BranchingConfig)
 
     def __post_init__(self) -> None:
         """Check the fields."""
-        for name in ("num_generations", "initial_generations", "tasks_per_step", "max_turn_tokens", "branch_tokens"):
+        for name in ("num_generations", "initial_generations", "tasks_per_step", "max_turn_tokens"):
             if getattr(self, name) is not None and getattr(self, name) < 1:
                 raise ValueError(f"rollout.{name} is {getattr(self, name)}, expected at least 1")
         if self.max_total_tokens < 2:
@@ -55,11 +79,6 @@ class RolloutConfig:
                 f"rollout.initial_generations is {self.initial_generations}, "
                 f"expected at most rollout.num_generations, {self.num_generations}"
             )
-        for name in ("branch_alpha", "branch_threshold"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"rollout.{name} is {getattr(self, name)}, expected 0 to 1")
-        if self.branch_width < 2:
-            raise ValueError(f"rollout.branch_width is {self.branch_width}, expected at least 2")
 
     @property
     def turn_tokens(self) -> int:
@@ -82,11 +101,14 @@ class RolloutConfig:
 class TrainerConfig:
     """How the policy learns from trees."""
 
-    algorithm: Literal["arpo-gpg", "gpg", "arpo", "grpo"] = "arpo-gpg"
-    """arpo-gpg: branching rollouts, Group Policy Gradient; gpg: the same without branching; arpo: branching rollouts,
-    clipped ratios; grpo: the same without branching."""
+    algorithm: AlgorithmName = "arpo-gpg"
+    """A row of settings. arpo-gpg: branching rollouts, Group Policy Gradient; gpg: the same without branching; arpo:
+    branching rollouts, clipped ratios; ppo: with a value head; the others as their papers have them. The sections
+    segments, credit and loss change single choices."""
     num_steps: int = 200
-    """Optimizer steps, each on a fresh batch of rollouts."""
+    """Steps, each on a fresh batch of rollouts."""
+    updates_per_rollout: int = 1
+    """Optimizer steps on each batch; more than one needs a ratio or importance_correction."""
     learning_rate: float = 8e-5
     """Peak learning rate of AdamW."""
     warmup_steps: int = 5
@@ -95,33 +117,44 @@ class TrainerConfig:
     """Learning rate at the last step, as a share of the peak; falls linearly."""
     max_grad_norm: float = 1.0
     """The gradient is scaled down to this norm where it is longer."""
-    clip_low: float = 0.2
-    """Ratios below 1 - clip_low earn no more (arpo and grpo)."""
-    clip_high: float = 0.2
-    """Ratios above 1 + clip_high earn no more (arpo and grpo)."""
-    group_correction: Literal["rescale", "damp", "none"] = "rescale"
-    """What makes up for the M of B trajectories whose group has equal rewards, in GPG. rescale: B / (B - M), as the
-    paper computes it; damp: the inverse, as a summary prints it; none: 1."""
+    forward: Literal["tree", "padded", "flex"] = "tree"
+    """tree: every token that trajectories share is computed once; padded: one row a trajectory, for models that tree
+    can't run; flex: as tree, by FlexAttention, on a GPU only."""
     micro_batch_tokens: int = 8192
-    """Most tokens, padding included, of one forward and backward pass; splitting changes no gradient."""
+    """Most tokens of one forward and backward pass, shared ones once and padding included; splitting changes no
+    gradient."""
+    gradient_checkpointing: bool = False
+    """Compute activations again in the backward pass instead of keeping them: less memory, a third more time."""
     checkpoint_every: int = 50
     """Steps between checkpoints; one is also left at the end and at Ctrl-C."""
     log_rollouts_every: int = 10
     """Steps between files of rollouts; 0 for none."""
-    shuffle_rewards: bool = False
-    """Control experiment: permute each task's rewards among its trajectories, so that nothing can be learnt."""
+    segments: SegmentConfig = field(default_factory=SegmentConfig)
+    credit: CreditConfig = field(default_factory=CreditConfig)
+    loss: LossConfig = field(default_factory=LossConfig)
 
     def __post_init__(self) -> None:
-        """Check the fields."""
-        for name in ("num_steps", "micro_batch_tokens", "checkpoint_every"):
+        """Check the fields, and what can't go together."""
+        for name in ("num_steps", "micro_batch_tokens", "checkpoint_every", "updates_per_rollout"):
             if getattr(self, name) < 1:
                 raise ValueError(f"trainer.{name} is {getattr(self, name)}, expected at least 1")
-        for name in ("warmup_steps", "log_rollouts_every", "clip_low", "clip_high", "final_learning_rate"):
+        for name in ("warmup_steps", "log_rollouts_every", "final_learning_rate"):
             if getattr(self, name) < 0:
                 raise ValueError(f"trainer.{name} is {getattr(self, name)}, expected 0 or more")
         for name in ("learning_rate", "max_grad_norm"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"trainer.{name} is {getattr(self, name)}, expected a positive number")
+        on_policy_only = self.settings.surrogate == "gradient" and not self.loss.importance_correction
+        if self.updates_per_rollout > 1 and on_policy_only:
+            raise ValueError(
+                f"trainer.updates_per_rollout is {self.updates_per_rollout} for {self.algorithm}, which has no ratio "
+                "and is exact only for the policy that sampled; expected 1, or trainer.loss.importance_correction true"
+            )
+
+    @property
+    def settings(self) -> Algorithm:
+        """The algorithm's row with what the sections put in its place."""
+        return resolved(self.algorithm, self.segments, self.credit, self.loss)
 
 
 @dataclass(frozen=True)

@@ -13,8 +13,8 @@ from scipy.stats import binomtest
 from forkgym.agents.base import Agent
 from forkgym.envs.base import ToolEnv
 from forkgym.trainers.config import EvaluationConfig, RolloutConfig
+from forkgym.trainers.growth import Env
 from forkgym.trainers.rollout import RolloutSettings, TaskRef, roll_out
-from forkgym.trainers.tree import Env
 from forkgym.trainers.types import Group, Trajectory
 
 Result = Mapping[str, Any]
@@ -53,7 +53,7 @@ def evaluate(
 def episodes(rollout: RolloutConfig, samples: int, temperature: float) -> RolloutSettings:
     """Settings of an evaluation's rollout: that many trajectories of a task, none of them branched."""
     config = replace(rollout, num_generations=samples, initial_generations=samples)
-    return RolloutSettings(config, branches=False, temperature=temperature, seed=(SEED,))
+    return RolloutSettings(config, branching="none", temperature=temperature, seed=(SEED,))
 
 
 def summarise(greedy: Sequence[Group], sampled: Sequence[Group], temperature: float) -> Result:

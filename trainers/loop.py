@@ -2,35 +2,41 @@
 
 from __future__ import annotations
 
+import logging
 import signal
 import time
 from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from types import FrameType
-from typing import Protocol, cast
+from typing import Protocol
 
-import numpy as np
-import torch
-from accelerate import Accelerator
 from torch.optim.lr_scheduler import LambdaLR
 
 from forkgym.agents.base import Agent
-from forkgym.envs.base import INFINITE_TASK_RANGE, ToolEnv
-from forkgym.envs.shares import shares_of
 from forkgym.tools.base import ToolFailure
 from forkgym.trainers import checkpoint
-from forkgym.trainers.algorithms import ALGORITHMS, shuffled_rewards
 from forkgym.trainers.checkpoint import TrainingState
+from forkgym.trainers.collection import Collector, draw_tasks
 from forkgym.trainers.config import RolloutConfig, TrainerConfig
+from forkgym.trainers.credit import shuffled_rewards
+from forkgym.trainers.diagnostics import Watch, watch_from
+from forkgym.trainers.diagnostics_config import DiagnosticsConfig
+from forkgym.trainers.growth import Env
+from forkgym.trainers.learner import Learner
 from forkgym.trainers.metrics import rollout_metrics
-from forkgym.trainers.rollout import RolloutSettings, TaskRef, roll_out
+from forkgym.trainers.processes import gathered
+from forkgym.trainers.rollout import RolloutSettings
 from forkgym.trainers.run_folder import RunFolder
 from forkgym.trainers.seeding import derive_seed
-from forkgym.trainers.tree import Env
-from forkgym.trainers.update import Learner, TrainingError, update
+from forkgym.trainers.segments import Marking
+from forkgym.trainers.types import Group
+from forkgym.trainers.update import Circumstances, NonFiniteError, TrainingError, update
 
-TASKS, ROLLOUT, SHUFFLE = 0, 1, 2  # what a seed is for
+TASKS, ROLLOUT, SHUFFLE, SEGMENTS = 0, 1, 2, 3  # what a seed is for
+NON_FINITE_STEPS = 3  # in a row: one may be a bad batch, three are no chance
+
+logger = logging.getLogger(__name__)
 
 
 class ProgressDisplay(Protocol):
@@ -51,9 +57,11 @@ class Session:
         saved: The same, with the tokenizer, as checkpoints hold them.
         agent: Samples from the learner's model.
         envs: Training environments by id.
-        folder: Takes metrics, rollouts and checkpoints.
+        folder: Takes metrics, rollouts and checkpoints; None in a process that leaves this to another.
         seed: Every draw of the run derives from it.
         weights: How often tasks of each environment come, in the environments' order; None for equally often.
+        markers: The environments' markers, at which segments may begin.
+        diagnostics: When the run's figures raise an alarm.
     """
 
     learner: Learner
@@ -61,58 +69,11 @@ class Session:
     saved: checkpoint.Contents
     agent: Agent
     envs: dict[str, Env]
-    folder: RunFolder
+    folder: RunFolder | None
     seed: int
     weights: tuple[float, ...] | None = None
-
-
-def make_learner(
-    model: torch.nn.Module, pad_token: int, temperature: float, config: TrainerConfig
-) -> tuple[Learner, LambdaLR]:
-    """Prepare a model for training: AdamW without weight decay, linear warm-up, then a linear fall.
-
-    Raises:
-        ValueError: Several processes were launched; this trainer uses one.
-    """
-    accelerator = Accelerator()
-    if accelerator.num_processes > 1:
-        raise ValueError(f"{accelerator.num_processes} processes were launched; this trainer runs in one")
-    optimizer = torch.optim.AdamW(model.parameters(), lr=config.learning_rate, weight_decay=0.0)
-
-    def factor(step: int) -> float:
-        if step < config.warmup_steps:
-            return (step + 1) / config.warmup_steps
-        left = (config.num_steps - step) / max(1, config.num_steps - config.warmup_steps)
-        return config.final_learning_rate + (1.0 - config.final_learning_rate) * max(0.0, left)
-
-    scheduler = LambdaLR(optimizer, factor)
-    prepared = cast("tuple[torch.nn.Module, torch.optim.Optimizer]", accelerator.prepare(model, optimizer))
-    return Learner(accelerator, *prepared, pad_token, temperature), scheduler
-
-
-def draw_tasks(
-    envs: Mapping[str, Env], count: int, seed: Sequence[int], weights: tuple[float, ...] | None = None, first: int = 0
-) -> list[TaskRef]:
-    """Draw a step's tasks: environments in turn, indices at random.
-
-    Args:
-        envs: Environments by id.
-        count: Tasks of the step.
-        seed: Numbers that the indices derive from.
-        weights: Of the environments, in their order; None takes them one after the other, beginning anew at each step.
-        first: Tasks of the steps before. With weights the turns go on from there, so that the shares hold over the
-            run, also where a step is too short for them.
-    """
-    rng = np.random.default_rng(list(seed))
-    tasks: list[TaskRef] = []
-    for place in range(count):
-        turn = place % len(envs) if weights is None else shares_of(weights).at(first + place)[0]
-        env_id = list(envs)[turn]
-        bare = envs[env_id].unwrapped
-        assert isinstance(bare, ToolEnv)
-        size = bare.num_tasks
-        tasks.append(TaskRef(env_id, int(rng.integers(size if size is not None else INFINITE_TASK_RANGE))))
-    return tasks
+    markers: tuple[str, ...] = ()
+    diagnostics: DiagnosticsConfig = DiagnosticsConfig()
 
 
 def train(
@@ -135,16 +96,22 @@ def train(
         The state reached; its step is below ``trainer.num_steps`` where the run was interrupted.
 
     Raises:
-        TrainingError: See ``update``; a checkpoint of the last good state is left.
+        TrainingError: `NON_FINITE_STEPS` steps in a row had a loss or gradient that was not finite; a checkpoint of the
+            last good state is left.
         ToolFailure: See ``roll_out``; as well. After any other exception, which may come from the middle of a step, the
             newest checkpoint is the one before.
     """
     state = start
     saved = start.step
+    non_finite = 0
+    watch = watch_from(session.diagnostics, session.folder.read_metrics() if session.folder is not None else ())
     with stop_on_interrupt() as stop:
-        while state.step < trainer.num_steps and not stop.requested:
+        while state.step < trainer.num_steps and not any(gathered(session.learner.accelerator, [stop.requested])):
             try:
-                state, metrics = train_step(session, rollout, trainer, state)
+                state, watch, metrics = train_step(session, rollout, trainer, state, watch)
+                non_finite = non_finite + 1 if metrics["step_non_finite"] else 0
+                if non_finite == NON_FINITE_STEPS:
+                    raise TrainingError(f"the loss or its gradient was not finite in {non_finite} steps in a row")
             except (TrainingError, ToolFailure):
                 if saved != state.step:
                     save(session, state)
@@ -159,27 +126,35 @@ def train(
 
 
 def train_step(
-    session: Session, rollout: RolloutConfig, trainer: TrainerConfig, state: TrainingState
-) -> tuple[TrainingState, Mapping[str, float]]:
+    session: Session, rollout: RolloutConfig, trainer: TrainerConfig, state: TrainingState, watch: Watch
+) -> tuple[TrainingState, Watch, Mapping[str, float]]:
     """Take one step: tasks, trees, update, weights to the agent, metrics to the folder."""
-    step, begun = state.step, time.perf_counter()
+    step, begun, algorithm = state.step, time.perf_counter(), trainer.settings
     count = rollout.tasks_per_step
     tasks = draw_tasks(session.envs, count, (session.seed, TASKS, step), session.weights, first=step * count)
     settings = RolloutSettings(
         config=rollout,
-        branches=ALGORITHMS[trainer.algorithm].branches,
+        branching=rollout.branching.strategy or algorithm.branching,
         temperature=session.learner.temperature,
         seed=(session.seed, ROLLOUT, step),
         scale=state.entropy_scale,
     )
-    rolled = roll_out(session.agent, session.envs, tasks, settings)
+    collector = Collector(session.agent, session.envs, session.learner.accelerator)
+    found = collector.collect(tasks, settings, algorithm.min_valid_fraction, trainer.credit.extra_rounds)
+    circumstances = Circumstances(
+        greedy_rewards=collector.greedy_rewards(found.tasks, settings) if algorithm.baseline == "greedy" else (),
+        marking=Marking(session.markers, lambda token: session.agent.codec.decode((token,))),
+        seed=(session.seed, SEGMENTS, step),
+        most_tokens=rollout.max_total_tokens,
+    )
+    session.agent.pause()
     sampled = time.perf_counter()
 
-    rewards_PG: Sequence[Sequence[float]] = [group.rewards for group in rolled.groups]
-    if trainer.shuffle_rewards:
-        rewards_PG = shuffled_rewards(rolled.groups, derive_seed(session.seed, SHUFFLE, step))
+    rewards_PG: Sequence[Sequence[float]] = [group.rewards for group in found.groups]
+    if trainer.credit.shuffle_rewards:
+        rewards_PG = shuffled_rewards(found.groups, derive_seed(session.seed, SHUFFLE, step))
     learning_rate = float(session.scheduler.get_last_lr()[0])
-    outcome = update(session.learner, rolled.groups, rewards_PG, trainer)
+    outcome = try_update(session.learner, found.groups, rewards_PG, trainer, circumstances)
     if not outcome["step_skipped"]:
         session.scheduler.step()
     trained = time.perf_counter()
@@ -187,8 +162,11 @@ def train_step(
     session.agent.load_weights(session.saved.model, state.version + 1)
     metrics = {
         "step": step + 1,
-        **rollout_metrics(rolled.groups),
-        "tool_failures": rolled.tool_failures,  # trajectories that were redone: the infrastructure failed them
+        **rollout_metrics(found.all_groups, session.markers),
+        # Trees without a signal that others took the place of, and trees whose prompt left no room to answer.
+        "groups/replaced": len(found.replaced),
+        "groups/unusable": len(found.unusable),
+        "tool_failures": found.tool_failures,  # trajectories that were redone: the infrastructure failed them
         **outcome,
         "learning_rate": learning_rate,
         # What the agent measures of itself; its `figures` say what each name means.
@@ -197,22 +175,44 @@ def train_step(
         "time/train_s": trained - sampled,
         "time/sync_s": time.perf_counter() - trained,
     }
-    session.folder.append_metrics(metrics)
-    if trainer.log_rollouts_every and (step + 1) % trainer.log_rollouts_every == 0:
-        session.folder.write_rollouts(step + 1, rolled.groups)
+    watch, alarms = watch.after(metrics)
+    metrics["alarms"] = len(watch.standing)  # that have begun and are not over
+    if session.folder is not None:
+        for alarm in alarms:
+            logger.log(alarm.level, "step %d: %s", step + 1, alarm.sentence)
+        session.folder.append_metrics(metrics)
+        if trainer.log_rollouts_every and (step + 1) % trainer.log_rollouts_every == 0:
+            session.folder.write_rollouts(step + 1, found.all_groups)
     after = replace(
         state,
         step=step + 1,
         version=state.version + 1,
-        entropy_scale=state.entropy_scale.including(rolled.entropy_changes),
+        entropy_scale=state.entropy_scale.including(found.entropy_changes),
         skipped_steps=state.skipped_steps + int(outcome["step_skipped"]),
     )
-    return after, metrics
+    return after, watch, metrics
+
+
+def try_update(
+    learner: Learner,
+    groups: Sequence[Group],
+    rewards_PG: Sequence[Sequence[float]],
+    trainer: TrainerConfig,
+    circumstances: Circumstances,
+) -> Mapping[str, float]:
+    """Update, or say that the step is skipped as its loss or gradient is not finite (``step_non_finite``)."""
+    try:
+        return {**update(learner, groups, rewards_PG, trainer, circumstances), "step_non_finite": 0.0}
+    except NonFiniteError as error:
+        logger.warning("%s; the step is skipped", error)
+        skipped = {"tokens/trained": 0.0, "step_skipped": 1.0, "step_non_finite": 1.0}
+        return {"loss": error.loss, "grad_norm": error.grad_norm, "correction": 1.0, **skipped}
 
 
 def save(session: Session, state: TrainingState) -> None:
     """Leave a checkpoint."""
-    checkpoint.save_checkpoint(session.folder.checkpoints, session.saved, state)
+    if session.folder is not None:
+        checkpoint.save_checkpoint(session.folder.checkpoints, session.saved, state)
 
 
 class StopSwitch:

@@ -1,113 +1,88 @@
-"""From trees to padded batches: one row a trajectory, one micro-batch at a time."""
+"""From trees to rows of tokens, and from rows to tensors that are padded together."""
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields
 
 import torch
 
-from forkgym.trainers.mismatch import ROUNDING
-from forkgym.trainers.types import Group, Sample, Trajectory
+from forkgym.trainers.segments import Begins
+from forkgym.trainers.types import Group, Row, Sample, Trajectory
 
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """Samples padded together on the right.
+    """What the loss needs of samples, padded together on the right; what the padding holds does not matter.
 
     Attributes:
-        tokens_BT: Token ids; what the padding holds does not matter.
-        loss_mask_BT: True on tokens that the policy sampled.
+        mask_BT: True on tokens that the policy sampled.
+        segments_BT: Number of each token's segment in its row, -1 where nothing was sampled.
         advantages_BT: Advantage of each token.
+        weights_BT: Weight of each token's term.
         old_logprobs_BT: Log-prob of each token when it was sampled, nats.
+        targets_BT: What a value head should say before each token; empty where there is none.
     """
 
-    tokens_BT: torch.Tensor
-    loss_mask_BT: torch.Tensor
+    mask_BT: torch.Tensor
+    segments_BT: torch.Tensor
     advantages_BT: torch.Tensor
+    weights_BT: torch.Tensor
     old_logprobs_BT: torch.Tensor
+    targets_BT: torch.Tensor
 
 
-def make_sample(group: Group, trajectory: Trajectory, advantages: Mapping[str, float]) -> Sample:
-    """Lay a trajectory out in a row; every token of a turn gets the turn's advantage."""
+def make_row(group: Group, trajectory: Trajectory, begins: Mapping[str, Begins]) -> Row:
+    """Lay a trajectory out in a row.
+
+    Args:
+        group: Its tree.
+        trajectory: One of the tree's.
+        begins: Where segments begin in each turn, see `segment_begins`. The first sampled token begins one anyway.
+    """
     tokens = list(group.prompt_tokens)
     mask = [False] * len(tokens)
-    values = [0.0] * len(tokens)
+    segments = [-1] * len(tokens)
     logprobs = [0.0] * len(tokens)
+    starts: list[int] = []
+    last = -1
     for turn in group.path(trajectory.leaf):
         seen = turn.observation_tokens if turn.uid != trajectory.leaf else ()
+        size = len(turn.tokens)
+        if size or seen:
+            starts.append(len(tokens))
+        numbers = begins[turn.uid].cumsum() + last
+        if last < 0 and size and numbers[0] < 0:
+            numbers = numbers + 1
+        last = int(numbers[-1]) if size else last
+        nothing = len(seen)
         tokens += [*turn.tokens, *seen]
-        mask += [True] * len(turn.tokens) + [False] * len(seen)
-        values += [advantages[turn.uid]] * len(turn.tokens) + [0.0] * len(seen)
-        logprobs += [*turn.logprobs, *([0.0] * len(seen))]
-    return Sample(tuple(tokens), tuple(mask), tuple(values), tuple(logprobs))
+        mask += [True] * size + [False] * nothing
+        segments += [*numbers.tolist(), *([-1] * nothing)]
+        logprobs += [*turn.logprobs, *([0.0] * nothing)]
+    return Row(tuple(tokens), tuple(mask), tuple(starts), tuple(segments), tuple(logprobs))
 
 
-def merge_equal(samples: Sequence[Sample]) -> list[Sample]:
-    """Add up the advantages of samples that are the same to the token.
-
-    A loss that is linear in the log-prob is the same, and each sequence is computed once: a policy that has become
-    certain writes the same trajectory many times. Of the log-probs at sampling the first are kept; where an engine gave
-    others, by more than rounding, the importance weights differ and the samples stay apart.
-    """
-    merged: dict[tuple[tuple[int, ...], tuple[bool, ...]], list[Sample]] = {}
-    for sample in samples:
-        # The mask is part of the key: what the policy wrote here, a tool may have written there.
-        alike = merged.setdefault((sample.tokens, sample.loss_mask), [])
-        for place, known in enumerate(alike):
-            if largest_gap(known, sample) <= ROUNDING:
-                summed = tuple(map(operator.add, known.advantages, sample.advantages))
-                alike[place] = replace(known, advantages=summed)
-                break
-        else:
-            alike.append(sample)
-    return [sample for alike in merged.values() for sample in alike]
-
-
-def largest_gap(one: Sample, other: Sample) -> float:
-    """Return the largest difference between two samples' log-probs at sampling, nats."""
-    return max(abs(a - b) for a, b in zip(one.old_logprobs, other.old_logprobs, strict=True))
-
-
-def micro_batches(samples: Sequence[Sample], most_tokens: int) -> list[list[Sample]]:
-    """Put samples of similar length together, so that none has more than ``most_tokens`` with padding.
-
-    A sample that is longer by itself is a micro-batch of its own.
-    """
-    batches: list[list[Sample]] = []
-    for sample in sorted(samples, key=lambda one: len(one.tokens), reverse=True):
-        if batches and (len(batches[-1]) + 1) * len(batches[-1][0].tokens) <= most_tokens:
-            batches[-1].append(sample)
-        else:
-            batches.append([sample])
-    return batches
-
-
-def pad(samples: Sequence[Sample], pad_token: int, device: torch.device) -> Batch:
+def pad(samples: Sequence[Sample], device: torch.device) -> Batch:
     """Pad samples to the longest of them."""
-    length = max(len(sample.tokens) for sample in samples)
+    length = max(len(sample.row.tokens) for sample in samples)
     shape = (len(samples), length)
+    with_targets = any(sample.targets for sample in samples)
     batch = Batch(
-        tokens_BT=torch.full(shape, pad_token, dtype=torch.long),
-        loss_mask_BT=torch.zeros(shape, dtype=torch.bool),
+        mask_BT=torch.zeros(shape, dtype=torch.bool),
+        segments_BT=torch.full(shape, -1, dtype=torch.long),
         advantages_BT=torch.zeros(shape),
+        weights_BT=torch.zeros(shape),
         old_logprobs_BT=torch.zeros(shape),
+        targets_BT=torch.zeros(shape if with_targets else (0, 0)),
     )
-    for row, sample in enumerate(samples):
-        size = len(sample.tokens)
-        batch.tokens_BT[row, :size] = torch.tensor(sample.tokens)
-        batch.loss_mask_BT[row, :size] = torch.tensor(sample.loss_mask)
-        batch.advantages_BT[row, :size] = torch.tensor(sample.advantages)
-        batch.old_logprobs_BT[row, :size] = torch.tensor(sample.old_logprobs)
-    return Batch(
-        *(
-            tensor.to(device)
-            for tensor in (
-                batch.tokens_BT,
-                batch.loss_mask_BT,
-                batch.advantages_BT,
-                batch.old_logprobs_BT,
-            )
-        )
-    )
+    for place, sample in enumerate(samples):
+        row, size = sample.row, len(sample.row.tokens)
+        batch.mask_BT[place, :size] = torch.tensor(row.loss_mask)
+        batch.segments_BT[place, :size] = torch.tensor(row.segments)
+        batch.advantages_BT[place, :size] = torch.tensor(sample.advantages)
+        batch.weights_BT[place] = sample.weight
+        batch.old_logprobs_BT[place, :size] = torch.tensor(row.old_logprobs)
+        if with_targets:
+            batch.targets_BT[place, :size] = torch.tensor(sample.targets)
+    return Batch(*(getattr(batch, one.name).to(device) for one in fields(batch)))

@@ -31,6 +31,14 @@ UNLIMITED = 10**4  # characters
 SMOOTHING = 1 / 40  # standard deviation of the smoothing, as a share of the run
 
 
+class NoProgress:
+    """Shows nothing: for a process beside the one that does."""
+
+    def update(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Ignore a finished step."""
+        del step, metrics
+
+
 class Progress:
     """Shows how a run is getting on; a context manager.
 

@@ -7,9 +7,10 @@ from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 
 from forkgym.agents.base import Agent, Completion, FirstTokens, Request
-from forkgym.trainers.branching import EntropyScale
-from forkgym.trainers.config import RolloutConfig
-from forkgym.trainers.tree import Env, GrowthPlan, StepResult, TreeGrower
+from forkgym.trainers.branching import BranchingRule, EntropyScale
+from forkgym.trainers.config import BranchingStrategy, RolloutConfig
+from forkgym.trainers.growth import Env, GrowthPlan
+from forkgym.trainers.tree import StepResult, TreeGrower
 from forkgym.trainers.types import Group
 
 TOOL_THREADS = 32
@@ -30,7 +31,7 @@ class Rollout:
     Attributes:
         groups: One tree for each task, in the tasks' order.
         tool_failures: Trajectories that were redone, since the infrastructure failed them.
-        entropy_changes: Every ``H_t - H_0`` at a tool boundary of a tree that may branch, nats, in the tasks' order.
+        entropy_changes: Every ``H_t - H_0`` at a tool boundary where it was looked at, nats, in the tasks' order.
     """
 
     groups: tuple[Group, ...]
@@ -43,15 +44,15 @@ class RolloutSettings:
     """How to roll out, beside the budget and limits in ``config``.
 
     Attributes:
-        config: Budget, limits and the branching rule.
-        branches: Whether trees may branch.
+        config: Budget, limits and the numbers of the branching rule.
+        branching: The strategy that holds, whatever ``config`` says; there it may be left to the algorithm.
         temperature: Of the sampling distribution; 0 is greedy.
         seed: Numbers that every draw derives from, together with the task's place and the turn.
         scale: What the branching rule knows of earlier steps.
     """
 
     config: RolloutConfig
-    branches: bool
+    branching: BranchingStrategy
     temperature: float
     seed: tuple[int, ...]
     scale: EntropyScale = EntropyScale()
@@ -73,17 +74,16 @@ def roll_out(agent: Agent, envs: dict[str, Env], tasks: Sequence[TaskRef], setti
         ToolFailure: The tools of a task fail again and again. After this, as after any other exception, the agent
             knows nothing of the rollout any more.
     """
+    rule = BranchingRule(settings.branching, settings.config.branching, settings.scale, agent.vocabulary_size)
     growers: list[TreeGrower] = []
     try:
         for place, task in enumerate(tasks):
             plan = GrowthPlan(
                 uid=f"{place}/",
                 config=settings.config,
-                branches=settings.branches,
+                branching=rule,
                 temperature=settings.temperature,
-                scale=settings.scale,
                 seed=(*settings.seed, place),
-                vocabulary_size=agent.vocabulary_size,
             )
             growers.append(TreeGrower(envs[task.env_id], task.env_id, task.index, agent.codec, plan))
         with ThreadPoolExecutor(TOOL_THREADS, thread_name_prefix="tools") as executor:

@@ -7,10 +7,8 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any, SupportsFloat
-
-import gymnasium as gym
 
 from forkgym.agents.base import Completion, FinishReason, Request
 from forkgym.agents.codec import Codec
@@ -18,75 +16,14 @@ from forkgym.envs.base import ToolEnv
 from forkgym.envs.forking import fork
 from forkgym.envs.tasks import StopReason, Task
 from forkgym.tools.base import ToolFailure
-from forkgym.trainers.branching import EntropyScale, branch_probability, does_branch, mean_entropy
-from forkgym.trainers.config import RolloutConfig
+from forkgym.trainers.branching import mean_entropy
+from forkgym.trainers.growth import Candidate, Env, GrowthPlan, LiveTrajectory
 from forkgym.trainers.seeding import derive_seed, uniform
 from forkgym.trainers.types import Group, Trajectory, Turn
 
 logger = logging.getLogger(__name__)
 
-Env = gym.Env[str, str]
 StepResult = tuple[str, SupportsFloat, bool, bool, dict[str, Any]]
-
-
-@dataclass(frozen=True, slots=True)
-class GrowthPlan:
-    """What a tree is grown by.
-
-    Attributes:
-        uid: Begins every request's uid; unique in a rollout.
-        config: Budget, limits and the branching rule.
-        branches: Whether the tree may branch; otherwise every trajectory starts from the prompt.
-        temperature: Of the sampling distribution; 0 is greedy.
-        scale: What the branching rule knows of earlier steps.
-        seed: Numbers that all draws of this tree derive from.
-        vocabulary_size: Tokens that can be sampled.
-    """
-
-    uid: str
-    config: RolloutConfig
-    branches: bool
-    temperature: float
-    scale: EntropyScale
-    seed: tuple[int, ...]
-    vocabulary_size: int
-
-
-@dataclass(slots=True)
-class LiveTrajectory:
-    """A trajectory while it grows; ``index`` is its rank in everything that is given out in order.
-
-    ``at_boundary`` says that the first tokens of its turn are still to be compared with the baseline; ``boundary`` is a
-    fork that stands there, where there is budget left to branch with.
-    """
-
-    index: int
-    env: Env
-    context: tuple[int, ...]
-    depth: int
-    parent: str | None
-    baseline: float | None
-    may_branch: bool
-    at_boundary: bool = False
-    boundary: Env | None = None
-
-    @property
-    def uid(self) -> str:
-        """The uid of the turn that is being sampled."""
-        return f"t{self.index}d{self.depth}"
-
-
-@dataclass(frozen=True, slots=True)
-class Candidate:
-    """A tool boundary at which a trajectory might branch, with an environment that stands there."""
-
-    depth: int
-    index: int
-    env: Env
-    context: tuple[int, ...]
-    parent: str | None
-    baseline: float
-    change: float
 
 
 class TreeGrower:
@@ -133,27 +70,23 @@ class TreeGrower:
 
     def start(self) -> list[Request]:
         """Begin the initial trajectories."""
-        config = self.plan.config
-        count = config.initial_generations if self.plan.branches else config.num_generations
-        return [self._begin_fresh(may_branch=self.plan.branches) for _ in range(count)]
+        return [self._begin_fresh(may_branch=self.plan.branching.branches) for _ in range(self.plan.initial)]
 
     def take_first_tokens(self, uid: str, entropies: tuple[float, ...]) -> list[Request]:
         """Take in a turn's first tokens: they are the baseline, or make its boundary a candidate for a branch."""
         trajectory = self.live[self._turn_uid(uid)]
-        entropy = mean_entropy(entropies, self.plan.config.branch_tokens)
+        entropy = mean_entropy(entropies, self.plan.branching.first_tokens)
         if not entropies:  # nothing could be sampled here, and no branch could either
             self._close(trajectory.boundary)
+            trajectory.boundary = None
         elif trajectory.baseline is None:
             trajectory.baseline = entropy
         elif trajectory.at_boundary:
             place, change = (trajectory.depth, trajectory.index), entropy - trajectory.baseline
             # Noted whether or not there is budget left: when that ran out depends on who was faster.
             self.changes[place] = change
-            if trajectory.boundary is not None:
-                context, parent = trajectory.context, trajectory.parent
-                candidate = Candidate(*place, trajectory.boundary, context, parent, trajectory.baseline, change)
-                self.candidates.append(candidate)
-        trajectory.at_boundary, trajectory.boundary = False, None
+            self._propose(trajectory, change)
+        trajectory.at_boundary = False
         return self._decide()
 
     def stepping_env(self, completion: Completion) -> Env | None:
@@ -220,9 +153,12 @@ class TreeGrower:
                 trajectory.baseline,
                 trajectory.may_branch,
             )
-            after.at_boundary = after.may_branch
             if after.may_branch and self._budget_left() > 0:
                 after.boundary = fork(after.env)
+            if self.plan.branching.first_tokens:
+                after.at_boundary = after.may_branch
+            else:
+                self._propose(after)
             return [self._request(after, continues=completion.uid), *self._decide()]
         return self._decide()
 
@@ -234,14 +170,17 @@ class TreeGrower:
             index, depth = uid[1:].split("d")
             return int(depth), int(index)
 
+        kept = self._kept()
         return Group(
             env_id=self.env_id,
             task_uid=self.task.uid,
             question=self.task.question,
             answer=self.task.answer,
             prompt_tokens=self.prompt,
-            turns=tuple(self.turns[uid] for uid in sorted(self._kept(), key=rank)),
+            turns=tuple(self.turns[uid] for uid in sorted(kept, key=rank)),
             trajectories=tuple(sorted(self.finished, key=lambda done: int(done.leaf[1:].split("d")[0]))),
+            # One that the infrastructure failed as a whole is replaced by the first fresh one, if there is any.
+            num_initial=min(self.plan.initial, sum(self.turns[uid].parent is None for uid in kept)),
         )
 
     def close(self) -> None:
@@ -277,7 +216,7 @@ class TreeGrower:
             seed=derive_seed(*self.plan.seed, trajectory.index, trajectory.depth),
             temperature=self.plan.temperature,
             continues=continues,
-            report_after=config.branch_tokens if trajectory.may_branch else 0,
+            report_after=self.plan.branching.first_tokens if trajectory.may_branch else 0,
             task=self.task,
             solution=self.solution,
         )
@@ -338,6 +277,14 @@ class TreeGrower:
                 uid = self.turns[uid].parent
         return kept
 
+    def _propose(self, trajectory: LiveTrajectory, change: float = 0.0) -> None:
+        """Make the boundary at which a trajectory stands a candidate, where there is budget left to branch with."""
+        if trajectory.boundary is not None:
+            context, parent, baseline = trajectory.context, trajectory.parent, trajectory.baseline
+            place = trajectory.depth, trajectory.index
+            self.candidates.append(Candidate(*place, trajectory.boundary, context, parent, baseline, change))
+            trajectory.boundary = None
+
     def _decide(self) -> list[Request]:
         """Decide every boundary whose turn has come, then spend what is left where nobody can branch any more."""
         requests: list[Request] = []
@@ -366,12 +313,11 @@ class TreeGrower:
         return min(keys, default=(float("inf"), 0))
 
     def _branch(self, candidate: Candidate) -> list[Request]:
-        config, plan = self.plan.config, self.plan
-        probability = branch_probability(candidate.change, config, plan.scale, plan.vocabulary_size)
-        draw = uniform(*plan.seed, candidate.index, candidate.depth, 1)
+        rule = self.plan.branching
+        draw = uniform(*self.plan.seed, candidate.index, candidate.depth, 1)
+        added = rule.config.width - 1 if draw < rule.probability(candidate.change) else 0
         requests: list[Request] = []
-        width = config.branch_width - 1 if does_branch(probability, draw, config) else 0
-        for _ in range(min(width, self._budget_left())):
+        for _ in range(min(added, self._budget_left())):
             # No boundary of its own here: this one has been decided.
             twin = LiveTrajectory(
                 self.started,

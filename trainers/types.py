@@ -1,6 +1,6 @@
 """The records that flow through a training step; each stage takes some and returns new ones.
 
-    Task --rollout--> Group --advantages--> floats per turn --packing--> Batch --losses--> scalar --> weights
+    Task --rollout--> Group --packing--> Row --credit--> Sample --forward, losses--> scalar --> weights
 
 A `Group` is a tree of turns. With two first turns, the first of which branched into two,
 
@@ -87,6 +87,9 @@ class Trajectory:
 class Group:
     """All trajectories of one task: one tree.
 
+    The first ``num_initial`` of its first turns, in the order of ``turns``, began the initial trajectories (ARPO's N);
+    the others are fresh ones, drawn afterwards to fill up what branching left of the budget. None stands for all.
+
     Raises:
         ValueError: The turns are no tree, or a trajectory's leaf is unknown, shared, has children, or its reward is
             not the sum over its path.
@@ -99,6 +102,7 @@ class Group:
     prompt_tokens: tuple[int, ...]
     turns: tuple[Turn, ...]
     trajectories: tuple[Trajectory, ...]
+    num_initial: int | None = None
 
     def __post_init__(self) -> None:
         """Check that it is a tree."""
@@ -107,6 +111,9 @@ class Group:
             if turn.uid in known or (turn.parent is not None and turn.parent not in known):
                 raise ValueError(f"group {self.task_uid}: turn {turn.uid} is repeated or comes before its parent")
             known.add(turn.uid)
+        roots = sum(turn.parent is None for turn in self.turns)
+        if self.num_initial is not None and not 1 <= self.num_initial <= roots:
+            raise ValueError(f"group {self.task_uid}: num_initial is {self.num_initial}, expected 1 to {roots}")
         leaves = [trajectory.leaf for trajectory in self.trajectories]
         inner = {turn.parent for turn in self.turns}
         if len(set(leaves)) != len(leaves) or known - inner != set(leaves):
@@ -148,25 +155,49 @@ class Group:
 
 
 @dataclass(frozen=True, slots=True)
-class Sample:
-    """One trajectory ready for the loss; all tuples are as long as ``tokens``.
+class Row:
+    """A trajectory laid out in a row of tokens; all but ``starts`` are as long as ``tokens``.
 
-    Example: a prompt ``P``, a call ``C C``, its result ``R`` and an answer ``A`` give ``tokens = P C C R A`` and
-    ``loss_mask = F T T F T``; what is not sampled has advantage and log-prob 0.
+    Example: a prompt ``P``, a call ``C C``, its result ``R`` and an answer ``A`` give ``tokens = P C C R A``,
+    ``loss_mask = F T T F T``, ``starts = 1 4`` and, with turns as segments, ``segments = -1 0 0 -1 1``.
 
     Attributes:
         tokens: Prompt, then turns and observations in order.
         loss_mask: True where the policy sampled the token.
-        advantages: Of each token.
-        old_logprobs: Of each token under the sampling distribution, nats.
+        starts: Where each turn begins; what lies between two of them is shared with whoever has the same before it.
+        segments: Number of each sampled token's segment, from 0; -1 elsewhere.
+        old_logprobs: Of each token under the sampling distribution, nats; 0 elsewhere.
     """
 
     tokens: tuple[int, ...]
     loss_mask: tuple[bool, ...]
-    advantages: tuple[float, ...]
+    starts: tuple[int, ...]
+    segments: tuple[int, ...]
     old_logprobs: tuple[float, ...]
 
     def __post_init__(self) -> None:
         """Check the lengths."""
-        if not len(self.tokens) == len(self.loss_mask) == len(self.advantages) == len(self.old_logprobs):
-            raise ValueError("a sample's tokens, mask, advantages and log-probs differ in length")
+        if not len(self.tokens) == len(self.loss_mask) == len(self.segments) == len(self.old_logprobs):
+            raise ValueError("a row's tokens, mask, segments and log-probs differ in length")
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """A row with what the loss makes of it; tuples are as long as the row.
+
+    Attributes:
+        row: The tokens.
+        advantages: Of each token; 0 where nothing was sampled.
+        weight: Of each of its tokens' terms in the loss, see `normalisation`.
+        targets: What a value head should say before each token: the return that its advantage was taken from.
+    """
+
+    row: Row
+    advantages: tuple[float, ...]
+    weight: float
+    targets: tuple[float, ...] = ()
+
+    def __post_init__(self) -> None:
+        """Check the lengths."""
+        if len(self.advantages) != len(self.row.tokens) or len(self.targets) not in (0, len(self.row.tokens)):
+            raise ValueError("a sample's advantages or targets differ in length from its row")

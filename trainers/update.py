@@ -1,133 +1,217 @@
-"""One optimizer step on the trees of one rollout."""
+"""The optimizer steps on the trees of one rollout."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
-from accelerate import Accelerator
 
 from forkgym.trainers.advantages import group_correction
-from forkgym.trainers.algorithms import ALGORITHMS, make_samples
+from forkgym.trainers.algorithms import Algorithm
 from forkgym.trainers.config import TrainerConfig
-from forkgym.trainers.losses import clipped_loss, gpg_loss
-from forkgym.trainers.mismatch import importance_weights, mismatch_metrics
-from forkgym.trainers.packing import Batch, merge_equal, micro_batches, pad
-from forkgym.trainers.types import Group
-
-if TYPE_CHECKING:
-    from torch.optim import Optimizer
+from forkgym.trainers.credit import CreditRule, Paid, check_rewards, has_signal, make_samples
+from forkgym.trainers.forward.forwards import FORWARDS, micro_batches
+from forkgym.trainers.forward.measures import Entropies, ForwardSettings, Measures
+from forkgym.trainers.learner import Learner
+from forkgym.trainers.objective import FixedLogprobs, LossRule, Objective, objective, objective_metrics
+from forkgym.trainers.packing import make_row, pad
+from forkgym.trainers.processes import add_up_gradients, gathered
+from forkgym.trainers.segments import Marking, segment_begins
+from forkgym.trainers.types import Group, Row, Sample
 
 
 class TrainingError(RuntimeError):
     """Training can't go on; the message says why and what was kept."""
 
 
+class NonFiniteError(ArithmeticError):
+    """A loss or gradient is infinite or not a number; the update that it was for was not made."""
+
+    def __init__(self, loss: float, grad_norm: float) -> None:
+        super().__init__(f"the loss is {loss} and the gradient's norm {grad_norm}, expected finite numbers")
+        self.loss = loss
+        self.grad_norm = grad_norm
+
+
 @dataclass(frozen=True, slots=True)
-class Learner:
-    """What a step changes: the model, its optimizer, and the accelerator that both were prepared by.
+class Circumstances:
+    """What an update needs to know of its rollout, beside the trees and their rewards.
 
     Attributes:
-        accelerator: Places tensors and runs the backward passes.
-        model: A causal language model.
-        optimizer: Over the model's parameters.
-        pad_token: Fills up short rows; never trained on.
-        temperature: At which the tokens were sampled; the loss takes log-probs under the same distribution.
+        greedy_rewards: Reward of each task's greedy trajectory, for the baseline of that name.
+        marking: For segments by marker.
+        seed: Of random segments.
+        most_tokens: Most tokens of a trajectory, for the normalisation ``length``.
     """
 
-    accelerator: Accelerator
-    model: torch.nn.Module
-    optimizer: Optimizer
-    pad_token: int
-    temperature: float
-
-
-def token_logprobs(model: torch.nn.Module, batch: Batch, temperature: float) -> torch.Tensor:
-    """Return the log-prob of each sampled token given those before it, nats, float32 [B, T]; elsewhere 0.
-
-    Args:
-        model: A causal language model.
-        batch: Rows padded on the right: under a causal mask no token sees the padding, so none is masked.
-        temperature: Divides the logits.
-    """
-    # The logits are the largest tensor by far: only columns that predict a sampled token of some row are asked for.
-    columns = batch.loss_mask_BT.any(0).nonzero().squeeze(-1)
-    logits_BKV = model(input_ids=batch.tokens_BT, use_cache=False, logits_to_keep=columns - 1).logits
-    scaled_BKV = logits_BKV.float() / temperature
-    targets_BK = batch.tokens_BT[:, columns]
-    logprobs_BK = scaled_BKV.gather(-1, targets_BK[..., None]).squeeze(-1) - scaled_BKV.logsumexp(-1)
-    logprobs_BT = torch.zeros_like(batch.advantages_BT).index_copy(1, columns, logprobs_BK)
-    return torch.where(batch.loss_mask_BT, logprobs_BT, 0.0)
+    greedy_rewards: Sequence[float] = ()
+    marking: Marking | None = None
+    seed: tuple[int, ...] = (0,)
+    most_tokens: int = 4096
 
 
 def update(
-    learner: Learner, groups: Sequence[Group], rewards_PG: Sequence[Sequence[float]], config: TrainerConfig
+    learner: Learner,
+    groups: Sequence[Group],
+    rewards_PG: Sequence[Sequence[float]],
+    config: TrainerConfig,
+    circumstances: Circumstances | None = None,
 ) -> Mapping[str, float]:
-    """Take one optimizer step, or none where no group says what to do more of.
+    """Take the optimizer steps that a rollout allows, or none where no group says what to do more of.
 
-    The loss is divided by the sampled tokens of all trajectories, so micro-batches change nothing. Each token is
+    Every weight in the loss is a number of the whole step, so micro-batches and processes change nothing. Each token is
     weighted by how much likelier the trained model makes it than the engine that sampled it.
 
     Args:
         learner: Changed in place.
         groups: Trees of one rollout, sampled by the weights as they are.
         rewards_PG: Each trajectory's reward, by group.
-        config: Algorithm, clipping, micro-batches.
+        config: Algorithm, forward, micro-batches.
+        circumstances: Likewise of the rollout.
 
     Returns:
-        ``loss``; ``grad_norm`` (before it is scaled down); ``correction``; ``tokens/trained`` (sampled tokens in the
-        forward pass: those with an advantage, of equal trajectories one); ``step_skipped`` (1 where no step was made);
-        where one was made, over the tokens trained, those of `mismatch_metrics`.
+        ``loss`` (of the first update); ``grad_norm`` (before it is scaled down; of the last); ``correction``;
+        ``tokens/trained`` (policy tokens of all trajectories in the loss, those that share them counted apart);
+        ``step_skipped`` (1 where no step was made); where one was made, those of `objective_metrics`, and with several
+        updates those of the last one as ``last/...``.
 
     Raises:
-        TrainingError: The loss or its gradient is not finite; the weights are as they were.
+        ValueError: See `check_rewards`; or a greedy reward that the algorithm needs is missing or not a number.
+        NonFiniteError: The loss or its gradient is not finite; the weights are as they were before that update.
     """
-    algorithm = ALGORITHMS[config.algorithm]
+    circumstances = circumstances or Circumstances()
+    algorithm = config.settings
+    check_rewards(groups, rewards_PG)
     valid = sum(len(group.trajectories) for group in groups if group.is_valid)
     total = sum(len(group.trajectories) for group in groups)
-    num_tokens = sum(len(t.tokens) for g in groups for trajectory in g.trajectories for t in g.path(trajectory.leaf))
-    # An optimizer's momentum would move the weights on a zero gradient too.
-    nothing = {"loss": 0.0, "grad_norm": 0.0, "correction": 1.0, "tokens/trained": 0.0}
-    samples = make_samples(groups, rewards_PG, algorithm)
-    if valid == 0 or not samples:
-        return {**nothing, "step_skipped": 1.0}
+    samples = step_samples(learner, groups, rewards_PG, config, circumstances)
     correction = 1.0
-    if not algorithm.clips:
-        correction = group_correction(valid, total, config.group_correction)
-        samples = merge_equal(samples)  # exact: this loss is linear in the log-prob
-    learner.model.eval()  # as it sampled: with dropout these would be the log-probs of another policy
-    learner.optimizer.zero_grad(set_to_none=True)
-    total_loss, gaps = 0.0, list[torch.Tensor]()
-    for rows in micro_batches(samples, config.micro_batch_tokens):
-        batch = pad(rows, learner.pad_token, learner.accelerator.device)
-        logprobs_BT = token_logprobs(learner.model, batch, learner.temperature)
-        # All micro-batches come before the optimizer's step: these are the log-probs of the old policy as well.
-        before_BT = logprobs_BT.detach()
-        # In either loss a weight of 0 or more scales a token's term as it scales the advantage.
-        weighted_BT = importance_weights(before_BT, batch.old_logprobs_BT) * batch.advantages_BT
-        if algorithm.clips:
-            # From the trained model's own: the ratio to the engine's is in the weights.
-            log_ratios_BT = logprobs_BT - before_BT
-            clip = (config.clip_low, config.clip_high)
-            loss = clipped_loss(log_ratios_BT, weighted_BT, batch.loss_mask_BT, num_tokens, clip)
-        else:
-            loss = gpg_loss(logprobs_BT, weighted_BT, batch.loss_mask_BT, num_tokens, correction)
-        learner.accelerator.backward(loss)
-        total_loss += loss.item()
-        gaps.append((before_BT - batch.old_logprobs_BT)[batch.loss_mask_BT])
-    norm = float(torch.nn.utils.clip_grad_norm_(learner.model.parameters(), config.max_grad_norm))
-    if not (math.isfinite(total_loss) and math.isfinite(norm)):
-        raise TrainingError(f"the loss is {total_loss} and the gradient's norm {norm}, expected finite numbers")
-    learner.optimizer.step()
-    gaps_N = torch.cat(gaps).cpu()
+    signal = any(has_signal(sample) for sample in samples)
+    if algorithm.correction != "none":
+        signal = signal and valid > 0
+        correction = group_correction(valid, total, algorithm.correction) if valid else 1.0
+    if not signal:  # an optimizer's momentum would move the weights on a zero gradient too
+        return {"loss": 0.0, "grad_norm": 0.0, "correction": 1.0, "tokens/trained": 0.0, "step_skipped": 1.0}
+    if not every_token_counts(config, algorithm):
+        samples = [sample for sample in samples if has_signal(sample)]
+    rows = [sample.row for sample in samples]
+    parts = [
+        [samples[place] for place in part] for part in micro_batches(rows, config.micro_batch_tokens, config.forward)
+    ]
+    process, count = learner.accelerator.process_index, learner.accelerator.num_processes
+    own = parts[process::count]
+    fixed = [fixed_logprobs(learner, part, config) for part in own]
+    rule = LossRule(algorithm, config.loss, correction)
+    outcomes = [one_update(learner, own, fixed, config, rule) for _ in range(config.updates_per_rollout)]
     return {
-        "loss": total_loss,
-        "grad_norm": norm,
+        **outcomes[0],
+        **({} if len(outcomes) == 1 else {f"last/{name}": value for name, value in outcomes[-1].items()}),
         "correction": correction,
-        "tokens/trained": float(len(gaps_N)),
-        **mismatch_metrics(gaps_N),
+        "tokens/trained": float(sum(sum(row.loss_mask) for row in rows)),
         "step_skipped": 0.0,
     }
+
+
+def every_token_counts(config: TrainerConfig, algorithm: Algorithm) -> bool:
+    """Whether tokens without an advantage add to the loss as well."""
+    return config.loss.kl_weight > 0 or config.loss.entropy_weight > 0 or algorithm.baseline == "critic"
+
+
+def step_samples(
+    learner: Learner,
+    groups: Sequence[Group],
+    rewards_PG: Sequence[Sequence[float]],
+    config: TrainerConfig,
+    circumstances: Circumstances,
+) -> list[Sample]:
+    """Lay all trajectories out, and give them their credit."""
+    algorithm = config.settings
+    rng = np.random.default_rng(list(circumstances.seed))
+    rows_PG: list[list[Row]] = []
+    for group in groups:
+        begins = segment_begins(group, algorithm.segments, config.segments, rng, circumstances.marking)
+        rows_PG.append([make_row(group, trajectory, begins) for trajectory in group.trajectories])
+    greedy_P = circumstances.greedy_rewards if algorithm.baseline == "greedy" else [0.0] * len(groups)
+    if len(greedy_P) != len(groups) or not all(map(math.isfinite, greedy_P)):
+        raise ValueError(
+            f"greedy rewards are {list(greedy_P)}, expected a finite number for each of {len(groups)} groups"
+        )
+    values_PG = critic_values(learner, rows_PG, config) if algorithm.baseline == "critic" else [[] for _ in groups]
+    paid = [Paid(*one) for one in zip(rewards_PG, greedy_P, values_PG, strict=True)]
+    return make_samples(groups, rows_PG, paid, CreditRule(algorithm, config.credit, circumstances.most_tokens))
+
+
+def critic_values(
+    learner: Learner, rows_PG: Sequence[Sequence[Row]], config: TrainerConfig
+) -> list[list[tuple[float, ...]]]:
+    """What the value head says before each token of each row."""
+    if learner.value_head is None:
+        raise ValueError(f"trainer.algorithm {config.algorithm} has a critic, expected a learner with a value head")
+    rows = [row for rows_G in rows_PG for row in rows_G]
+    values: dict[int, tuple[float, ...]] = {}
+    with torch.no_grad():
+        for part in micro_batches(rows, config.micro_batch_tokens, config.forward):
+            found = measure(learner, learner.model, [rows[place] for place in part], config).values_BT
+            assert found is not None
+            for place, values_T in zip(part, found.tolist(), strict=True):
+                values[place] = tuple(values_T[: len(rows[place].tokens)])
+    in_order = iter([values[place] for place in range(len(rows))])
+    return [[next(in_order) for _ in rows_G] for rows_G in rows_PG]
+
+
+def measure(learner: Learner, model: torch.nn.Module, rows: Sequence[Row], config: TrainerConfig) -> Measures:
+    """Run a model over rows, as the settings say."""
+    settings = ForwardSettings(
+        temperature=learner.temperature,
+        entropies=Entropies.WITH_GRADIENT if config.loss.entropy_weight > 0 else Entropies.NO,
+        value_head=learner.value_head,
+    )
+    model.eval()  # as it sampled: with dropout these would be the log-probs of another policy
+    return FORWARDS[config.forward](model, rows, settings, learner.pad_token)
+
+
+@torch.no_grad()
+def fixed_logprobs(learner: Learner, part: Sequence[Sample], config: TrainerConfig) -> FixedLogprobs:
+    """Measure a micro-batch under the policies that the coming updates do not change."""
+    rows = [sample.row for sample in part]
+    before_BT = reference_BT = None
+    if config.updates_per_rollout > 1:
+        before_BT = measure(learner, learner.model, rows, config).logprobs_BT
+    if learner.reference is not None:
+        with learner.reference.as_it_was() as model:
+            reference_BT = measure(learner, model, rows, config).logprobs_BT
+    return FixedLogprobs(before_BT, reference_BT)
+
+
+def one_update(
+    learner: Learner,
+    parts: Sequence[Sequence[Sample]],
+    fixed: Sequence[FixedLogprobs],
+    config: TrainerConfig,
+    rule: LossRule,
+) -> Mapping[str, float]:
+    """Add up the gradient of all micro-batches, of all processes, and take one step.
+
+    Raises:
+        NonFiniteError: The loss or its gradient is not finite; no step is taken.
+    """
+    for parameter in learner.parameters:
+        parameter.grad = None
+    done: list[Objective] = []
+    for part, known in zip(parts, fixed, strict=True):
+        measures = measure(learner, learner.model, [sample.row for sample in part], config)
+        batch = pad(part, measures.logprobs_BT.device)
+        found = objective(measures, batch, known, rule)
+        learner.accelerator.backward(found.loss)
+        done.append(found.without_graph())
+    parameters = learner.parameters
+    add_up_gradients(learner.accelerator, parameters)
+    described = objective_metrics(gathered(learner.accelerator, done))
+    norm = float(torch.nn.utils.clip_grad_norm_(parameters, config.max_grad_norm))
+    if not (math.isfinite(described["loss"]) and math.isfinite(norm)):
+        raise NonFiniteError(described["loss"], norm)
+    learner.optimizer.step()
+    return {**described, "grad_norm": norm}

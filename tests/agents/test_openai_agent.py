@@ -85,7 +85,7 @@ def complete(reply: Raw, stop: tuple[str, ...] = (), *, native: bool = False) ->
 
 def grow(agent: OpenAIAgent, grammar: str, tasks: int = 1) -> tuple[Group, ...]:
     envs: dict[str, gym.Env[str, str]] = {"sums": MathEnv(taskset=Sums(), tools=["calculator"], grammar=grammar)}
-    settings = RolloutSettings(RolloutConfig(num_generations=1, initial_generations=1), False, 0.0, seed=(0,))
+    settings = RolloutSettings(RolloutConfig(num_generations=1, initial_generations=1), "none", 0.0, seed=(0,))
     return roll_out(agent, envs, [TaskRef("sums", index) for index in range(tasks)], settings).groups
 
 

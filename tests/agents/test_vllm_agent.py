@@ -15,7 +15,7 @@ import pytest
 import torch
 from transformers import GenerationConfig, PreTrainedModel, Qwen3Config, Qwen3ForCausalLM
 
-from forkgym.agents import vllm_agent
+from forkgym.agents import vllm_engine
 from forkgym.agents.base import Agent, Completion, FinishReason, FirstTokens, Request
 from forkgym.agents.config import VllmConfig
 from forkgym.agents.errors import AgentFailure
@@ -23,11 +23,11 @@ from forkgym.agents.loading import load_tokenizer
 from forkgym.agents.transformers_agent import TransformersAgent
 from forkgym.agents.vllm_agent import VllmAgent
 from forkgym.trainers.algorithms import ALGORITHMS, make_samples
-from forkgym.trainers.config import RolloutConfig, TrainerConfig
+from forkgym.trainers.config import BranchingConfig, RolloutConfig, TrainerConfig
+from forkgym.trainers.growth import Env
 from forkgym.trainers.loop import make_learner
 from forkgym.trainers.packing import pad
 from forkgym.trainers.rollout import RolloutSettings, TaskRef, roll_out
-from forkgym.trainers.tree import Env
 from forkgym.trainers.types import Group
 from forkgym.trainers.update import token_logprobs, update
 from tests.agents.tiny import complete, completions, drive, full_measures
@@ -93,9 +93,11 @@ def policy(request: pytest.FixtureRequest) -> Iterator[Policy]:
 
 def grow(agent: Agent, seed: int, temperature: float = 1.0) -> tuple[Group, ...]:
     """Branching multi-turn rollouts, with tool text in between."""
-    config = RolloutConfig(num_generations=6, initial_generations=3, max_turn_tokens=12, branch_tokens=3)
+    config = RolloutConfig(
+        num_generations=6, initial_generations=3, max_turn_tokens=12, branching=BranchingConfig(tokens=3)
+    )
     tasks = [TaskRef(name, seed) for name in ENVS]
-    settings = RolloutSettings(config, branches=True, temperature=temperature, seed=(seed,))
+    settings = RolloutSettings(config, branching="entropy", temperature=temperature, seed=(seed,))
     return roll_out(agent, ENVS, tasks, settings).groups
 
 
@@ -197,7 +199,7 @@ def test_a_broken_sync_is_noticed(policy: Policy, monkeypatch: pytest.MonkeyPatc
     with monkeypatch.context() as patch:
         if model.config.tie_word_embeddings:
             # As vLLM's own reload leaves it on a CPU: an output layer that is packed and old.
-            patch.setattr(vllm_agent, "prepare_output_layers", do_nothing)
+            patch.setattr(vllm_engine, "prepare_output_layers", do_nothing)
         else:
             patch.setattr(agent._engine, "load", do_nothing)
         with pytest.raises(AgentFailure, match=r"does not sample from the trained weights \(version 7\)"):
@@ -320,6 +322,16 @@ def test_what_vllm_would_sample_otherwise_is_refused(policy: Policy) -> None:
     for temperature in (0.005, 2.5):
         with pytest.raises(ValueError, match=f"temperature is {temperature}, expected 0, or 0.01 to 2"):
             policy.agent.submit(Request("x", (1,), 4, (), seed=0, temperature=temperature))
+
+
+def test_a_pause_changes_nothing_on_a_cpu(policy: Policy) -> None:
+    request = Request("x", prompt_of(40), 8, (), seed=1)
+    before = complete(policy.agent, request)
+    policy.agent.release("x")
+    policy.agent.pause()
+    policy.agent.load_weights(policy.model, before.version)
+    assert complete(policy.agent, request).tokens == before.tokens
+    policy.agent.release("x")
 
 
 def test_weights_that_do_not_fit_or_come_too_early_are_refused(policy: Policy) -> None:

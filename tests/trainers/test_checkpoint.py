@@ -193,7 +193,7 @@ def test_training_goes_on_to_the_bit(tmp_path: Path, tied: bool) -> None:
     resumed = make(seed=2, tied=tied)
     resumed.train(range(5, 6))  # has a state of its own, all of which has to go
     checkpoint = latest(tmp_path)
-    checkpoint.restore(resumed.model, resumed.optimizer, resumed.scheduler)
+    checkpoint.restore(resumed.contents)
     assert checkpoint.state == state(3)
     assert same(resumed.everything(), unbroken.everything())
     for one in (unbroken, resumed):
@@ -208,7 +208,7 @@ def test_a_checkpoint_of_the_start_has_no_optimizer_state_yet(tmp_path: Path) ->
     resumed = make(seed=2)
     resumed.train(range(1))
     checkpoint = latest(tmp_path)
-    checkpoint.restore(resumed.model, resumed.optimizer, resumed.scheduler)
+    checkpoint.restore(resumed.contents)
     assert checkpoint.path == tmp_path / "step-000000"
     assert checkpoint.state == TrainingState(CONFIG_HASH, 0, 0, EntropyScale(0, 0.0, 0.0), 0)
     assert same(resumed.everything(), start.everything())
@@ -224,7 +224,7 @@ def test_what_accelerate_prepared_is_saved_and_restored(tmp_path: Path) -> None:
     unbroken, resumed = prepared(1), prepared(2)
     unbroken.train(range(2))
     save_checkpoint(tmp_path, unbroken.contents, state(2))
-    latest(tmp_path).restore(resumed.model, resumed.optimizer, resumed.scheduler)
+    latest(tmp_path).restore(resumed.contents)
     for one in (unbroken, resumed):
         one.train(range(2, 4))
     assert same(resumed.everything(), unbroken.everything())
@@ -240,7 +240,7 @@ def test_weights_of_mixed_types_are_not_rounded(tmp_path: Path) -> None:
 
     old, new = mixed(1), mixed(2)
     save_checkpoint(tmp_path, old.contents, state(1))
-    latest(tmp_path).restore(new.model, new.optimizer, new.scheduler)
+    latest(tmp_path).restore(new.contents)
     assert {tensor.dtype for tensor in new.model.state_dict().values()} == {torch.bfloat16, torch.float32}
     for name, tensor in old.model.state_dict().items():
         assert torch.equal(tensor, new.model.state_dict()[name]), name
@@ -258,10 +258,10 @@ def test_a_checkpoint_is_a_models_folder(two: Path, trained: Trained) -> None:
 def test_restored_tensors_do_not_depend_on_the_file(two: Path) -> None:
     checkpoint = latest(two)
     one, other = make(1), make(1)
-    checkpoint.restore(one.model, one.optimizer, one.scheduler)
+    checkpoint.restore(one.contents)
     one.train(range(2, 4))
     assert latest(two) == checkpoint
-    checkpoint.restore(other.model, other.optimizer, other.scheduler)
+    checkpoint.restore(other.contents)
     shutil.rmtree(two)
     other.train(range(2, 4))
     assert same(one.everything(), other.everything())
@@ -271,17 +271,17 @@ def test_another_model_is_refused(two: Path) -> None:
     trained = make(1)
     message = r"step-000100 holds another model: lm_head.weight has shape \(16, 8\) there, \(16, 4\) here"
     with pytest.raises(ValueError, match=message):
-        latest(two).restore(make_model(1, hidden=4), trained.optimizer, trained.scheduler)
+        latest(two).restore(replace(trained.contents, model=make_model(1, hidden=4)))
     deeper = make_model(1, layers=2)
     with pytest.raises(ValueError, match=r"layers\.1\..* has shape None there"):
-        latest(two).restore(deeper, trained.optimizer, trained.scheduler)
+        latest(two).restore(replace(trained.contents, model=deeper))
 
 
 def test_another_optimizer_is_refused(two: Path) -> None:
     trained = make(1)
     optimizer = torch.optim.AdamW(trained.model.parameters())
     with pytest.raises(ValueError, match="parameter group"):
-        latest(two).restore(trained.model, optimizer, trained.scheduler)
+        latest(two).restore(replace(trained.contents, optimizer=optimizer))
 
 
 # What is in the folder.
@@ -394,7 +394,7 @@ def test_a_number_that_is_not_finite_is_kept(tmp_path: Path) -> None:
     assert scheduler.best == math.inf
     save_checkpoint(tmp_path, replace(trained.contents, scheduler=scheduler), state(1))
     scheduler.step(0.5)
-    latest(tmp_path).restore(trained.model, trained.optimizer, scheduler)
+    latest(tmp_path).restore(replace(trained.contents, scheduler=scheduler))
     assert scheduler.best == math.inf
 
 
@@ -522,7 +522,7 @@ def test_a_step_that_is_saved_again_is_replaced(two: Path) -> None:
     checkpoint = latest(two)
     assert checkpoint.state.version == 7
     restored = make(seed=4)
-    checkpoint.restore(restored.model, restored.optimizer, restored.scheduler)
+    checkpoint.restore(restored.contents)
     assert same(restored.everything(), again.everything())
 
 

@@ -21,6 +21,7 @@ from forkgym.envs.config import EnvConfig
 from forkgym.trainers.command_line import parse_command_line, user_errors
 from forkgym.trainers.config import EvaluationConfig, RolloutConfig, TrainerConfig
 from forkgym.trainers.run_folder import config_text
+from forkgym.trainers.sft_config import SftConfig
 
 
 @dataclass(frozen=True)
@@ -63,7 +64,7 @@ class Config:
 
 @dataclass(frozen=True)
 class RealConfig:
-    """The sections of a training run."""
+    """The sections of a training run, and of a cold start."""
 
     seed: int = 0
     env: EnvConfig = field(default_factory=EnvConfig)
@@ -71,6 +72,7 @@ class RealConfig:
     rollout: RolloutConfig = field(default_factory=RolloutConfig)
     trainer: TrainerConfig = field(default_factory=TrainerConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+    sft: SftConfig = field(default_factory=SftConfig)
 
 
 @dataclass(frozen=True)
@@ -339,7 +341,7 @@ def test_help_fits_the_terminal_and_imports_nothing_heavy(tmp_path: Path, column
 
 def test_settings_import_nothing_heavy(tmp_path: Path) -> None:
     text = "import sys\n"
-    text += "from forkgym.trainers import command_line, config\nfrom forkgym.agents import config\n"
+    text += "from forkgym.trainers import command_line, config, sft_config\nfrom forkgym.agents import config\n"
     text += "from forkgym.envs import config\n"
     text += "print(sorted({'torch', 'transformers', 'datasets', 'matplotlib'} & set(sys.modules)))\n"
     done = run_script(tmp_path, text)

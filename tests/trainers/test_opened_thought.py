@@ -52,7 +52,7 @@ def test_a_thought_that_the_template_opened_belongs_to_the_message(
     tokenizer.chat_template = THINKING_TEMPLATE
     codec = TokenizerCodec(tokenizer)
     assert codec.opening == "<think>\n"
-    settings = RolloutSettings(RolloutConfig(num_generations=1, initial_generations=1), False, 1.0, seed=(0,))
+    settings = RolloutSettings(RolloutConfig(num_generations=1, initial_generations=1), "none", 1.0, seed=(0,))
     env = MathEnv(taskset=Sevens(), tools=[as_tool(shout, inline=True)], grammar=grammar)
     (group,) = roll_out(ScriptedAgent(replies, codec), {"sevens": env}, [TaskRef("sevens", 0)], settings).groups
     assert [turn.error for turn in group.turns] == errors

@@ -1,76 +1,154 @@
-"""Rows for the loss, against rows written by hand."""
+"""Rows and batches for the loss, against rows written by hand."""
 
 from __future__ import annotations
 
-import pytest
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+import numpy as np
 import torch
 
-from forkgym.trainers.algorithms import ALGORITHMS, make_samples, shuffled_rewards
-from forkgym.trainers.packing import make_sample, merge_equal, micro_batches, pad
-from forkgym.trainers.types import Sample
-from tests.trainers.small_trees import three_leaves
+from forkgym.agents.base import FinishReason
+from forkgym.envs.tasks import StopReason
+from forkgym.trainers.algorithm_config import SegmentConfig
+from forkgym.trainers.algorithms import Segmentation
+from forkgym.trainers.packing import make_row, pad
+from forkgym.trainers.segments import segment_begins
+from forkgym.trainers.types import Group, Row, Sample
+from tests.trainers.small_trees import three_leaves, turn
+
+
+def rows_of(group: Group, kind: Segmentation = "turn") -> list[Row]:
+    begins = segment_begins(group, kind, SegmentConfig(), np.random.default_rng(0))
+    return [make_row(group, one, begins) for one in group.trajectories]
+
+
+def segments_of(group: Group, begins: Mapping[str, Sequence[int]]) -> list[tuple[int, ...]]:
+    """The segments of each row, for turns whose segments begin as given."""
+    arrays = {uid: np.array(ones, np.bool_) for uid, ones in begins.items()}
+    return [make_row(group, one, arrays).segments for one in group.trajectories]
+
+
+def cut_short() -> Group:
+    """The tree of three leaves; the context limit left t1d1 no room for a single token.
+
+    prompt 1 2 ─┬─ t0d0: 3 4, sees 5 ─┬─ t0d1: 6     reward 1
+                │                     └─ t2d1: 7 8   reward 0
+                └─ t1d0: 9, sees 5 ───── t1d1: nothing
+    """
+    group = three_leaves()
+    nothing = replace(turn("t1d1", "t1d0", ()), finish_reason=FinishReason.CONTEXT)
+    ended = replace(group.trajectories[1], stop_reason=StopReason.CONTEXT_LIMIT)
+    return replace(
+        group,
+        turns=(*group.turns[:4], nothing),
+        trajectories=(group.trajectories[0], ended, group.trajectories[2]),
+    )
 
 
 def test_a_row_is_prompt_turn_observation_turn() -> None:
     group = three_leaves()
-    sample = make_sample(group, group.trajectories[2], {"t0d0": 0.5, "t2d1": -1.0})
-    assert sample.tokens == (1, 2, 3, 4, 5, 7, 8)
-    assert sample.loss_mask == (False, False, True, True, False, True, True)
-    assert sample.advantages == (0.0, 0.0, 0.5, 0.5, 0.0, -1.0, -1.0)
-    assert sample.old_logprobs == (0.0, 0.0, -1.0, -1.0, 0.0, -1.0, -1.0)
+    turns = tuple(
+        replace(one, logprobs=(-0.25, -0.5)) if one.uid == "t0d0" else one  # the others have -1
+        for one in group.turns
+    )
+    row = rows_of(replace(group, turns=turns))[2]
+    assert row.tokens == (1, 2, 3, 4, 5, 7, 8)
+    assert row.loss_mask == (False, False, True, True, False, True, True)
+    assert row.starts == (2, 5)
+    assert row.segments == (-1, -1, 0, 0, -1, 1, 1)
+    assert row.old_logprobs == (0.0, 0.0, -0.25, -0.5, 0.0, -1.0, -1.0)
 
 
-def test_calibrated_and_plain_rows_add_up_to_the_same_on_shared_tokens() -> None:
-    # t0d0 is shared by leaves with advantages 2/3 and -1/3: as plain rows 2/3 - 1/3, calibrated 1/6 + 1/6
+def test_what_the_environment_said_after_the_last_turn_is_left_out() -> None:
     group = three_leaves()
-    for name in ("gpg", "arpo-gpg"):
-        rows = make_samples([group], [group.rewards], ALGORITHMS[name])
-        assert sum(row.advantages[2] for row in rows if row.tokens[2] == 3) == pytest.approx(1 / 3)
+    turns = tuple(replace(one, observation_tokens=(5, 5)) if one.uid == "t0d1" else one for one in group.turns)
+    assert rows_of(replace(group, turns=turns))[0].tokens == (1, 2, 3, 4, 5, 6)
 
 
-def test_rows_without_a_signal_are_left_out() -> None:
+def test_segments_are_numbered_over_turns() -> None:
     group = three_leaves()
-    assert make_samples([group], [(1.0, 1.0, 1.0)], ALGORITHMS["gpg"]) == []
-    assert len(make_samples([group, group], [(1.0, 1.0, 1.0), group.rewards], ALGORITHMS["arpo-gpg"])) == 3
-
-
-def test_equal_rows_are_added_up_unless_they_differ_in_who_wrote() -> None:
-    row = Sample((1, 2, 3), (False, True, True), (0.0, 0.5, 0.5), (0.0, -1.0, -1.0))
-    again = Sample((1, 2, 3), (False, True, True), (0.0, 0.25, -0.5), (0.0, -1.0, -1.0))
-    other = Sample((1, 2, 3), (False, True, False), (0.0, 1.0, 0.0), (0.0, -1.0, 0.0))
-    assert merge_equal([row, other, again]) == [
-        Sample((1, 2, 3), (False, True, True), (0.0, 0.75, 0.0), (0.0, -1.0, -1.0)),
-        other,
+    # whole trajectories: one segment goes on after the observation
+    assert [row.segments for row in rows_of(group, "trajectory")] == [
+        (-1, -1, 0, 0, -1, 0),
+        (-1, -1, 0, -1, 0),
+        (-1, -1, 0, 0, -1, 0, 0),
+    ]
+    assert [row.segments for row in rows_of(group, "token")] == [
+        (-1, -1, 0, 1, -1, 2),
+        (-1, -1, 0, -1, 1),
+        (-1, -1, 0, 1, -1, 2, 3),
     ]
 
 
-def test_equal_rows_stay_apart_where_the_engine_gave_other_log_probs() -> None:
-    # Their importance weights differ, so no sum of advantages stands for both.
-    row = Sample((1, 2, 3), (False, True, True), (0.0, 0.5, 0.5), (0.0, -1.0, -1.0))
-    rounded = Sample((1, 2, 3), (False, True, True), (0.0, 1.0, 1.0), (0.0, -1.0, -1.00005))
-    other = Sample((1, 2, 3), (False, True, True), (0.0, 1.0, 1.0), (0.0, -1.0, -1.01))
-    assert merge_equal([row, other, rounded, other]) == [
-        Sample((1, 2, 3), (False, True, True), (0.0, 1.5, 1.5), (0.0, -1.0, -1.0)),
-        Sample((1, 2, 3), (False, True, True), (0.0, 2.0, 2.0), (0.0, -1.0, -1.01)),
+def test_a_segment_may_go_on_in_the_next_turn_and_the_first_token_begins_one_anyway() -> None:
+    begins = {"t0d0": (0, 1), "t1d0": (0,), "t0d1": (0,), "t2d1": (0, 1), "t1d1": (1,)}
+    assert segments_of(three_leaves(), begins) == [
+        (-1, -1, 0, 1, -1, 1),
+        (-1, -1, 0, -1, 1),
+        (-1, -1, 0, 1, -1, 1, 2),
     ]
 
 
-def test_shuffling_keeps_each_groups_rewards() -> None:
+def test_a_last_turn_without_tokens_adds_nothing() -> None:
+    kinds: tuple[Segmentation, ...] = ("trajectory", "turn", "token")
+    for kind in kinds:
+        row = rows_of(cut_short(), kind)[1]
+        assert row.tokens == (1, 2, 9, 5)
+        assert row.loss_mask == (False, False, True, False)
+        assert row.starts == (2,)
+        assert row.segments == (-1, -1, 0, -1)
+
+
+def test_a_turn_without_tokens_in_the_middle_keeps_its_observation_and_its_place() -> None:
+    # The model said nothing and was answered; it did not end the trajectory.
     group = three_leaves()
-    shuffled = shuffled_rewards([group] * 20, seed=1)
-    assert all(sorted(rewards) == [0.0, 0.0, 1.0] for rewards in shuffled)
-    assert {rewards.index(1.0) for rewards in shuffled} == {0, 1, 2}
+    turns = tuple(turn("t1d0", None, (), seen=(5,)) if one.uid == "t1d0" else one for one in group.turns)
+    kinds: tuple[Segmentation, ...] = ("trajectory", "turn", "token")
+    for kind in kinds:
+        row = rows_of(replace(group, turns=turns), kind)[1]
+        assert row.tokens == (1, 2, 5, 6)
+        assert row.starts == (2, 3)
+        assert row.segments == (-1, -1, -1, 0)
 
 
-def test_micro_batches_hold_every_row_once_within_the_limit() -> None:
-    rows = [Sample((0,) * size, (True,) * size, (1.0,) * size, (0.0,) * size) for size in (3, 9, 4, 2, 20)]
-    batches = micro_batches(rows, 12)
-    assert [[len(row.tokens) for row in batch] for batch in batches] == [[20], [9], [4, 3, 2]]
+def test_a_trajectory_without_any_token_is_its_prompt() -> None:
+    group = replace(
+        three_leaves(),
+        turns=(turn("t0d0", None, ()),),
+        trajectories=(replace(three_leaves().trajectories[1], leaf="t0d0"),),
+    )
+    assert rows_of(group) == [Row((1, 2), (False, False), (), (-1, -1), (0.0, 0.0))]
+
+
+def samples_of(group: Group, *, targets: bool = False) -> list[Sample]:
+    """Advantages 1, 2, ... by place; weights 0.5, 1.5 and 2.5."""
+    return [
+        Sample(
+            row,
+            advantages=tuple(float(place) for place in range(len(row.tokens))),
+            weight=number + 0.5,
+            targets=tuple(-float(place) for place in range(len(row.tokens))) if targets else (),
+        )
+        for number, row in enumerate(rows_of(group))
+    ]
 
 
 def test_padding_is_masked() -> None:
-    group = three_leaves()
-    rows = [make_sample(group, one, dict.fromkeys(group.turn_by_uid, 1.0)) for one in group.trajectories]
-    batch = pad(rows, pad_token=99, device=torch.device("cpu"))
-    assert batch.tokens_BT.tolist() == [[1, 2, 3, 4, 5, 6, 99], [1, 2, 9, 5, 6, 99, 99], [1, 2, 3, 4, 5, 7, 8]]
-    assert batch.loss_mask_BT.sum(1).tolist() == [3, 2, 4]
+    batch = pad(samples_of(three_leaves()), device=torch.device("cpu"))
+    assert batch.mask_BT.long().tolist() == [[0, 0, 1, 1, 0, 1, 0], [0, 0, 1, 0, 1, 0, 0], [0, 0, 1, 1, 0, 1, 1]]
+    assert batch.segments_BT.tolist() == [
+        [-1, -1, 0, 0, -1, 1, -1],
+        [-1, -1, 0, -1, 1, -1, -1],
+        [-1, -1, 0, 0, -1, 1, 1],
+    ]
+    assert torch.equal(batch.segments_BT >= 0, batch.mask_BT)
+    assert batch.advantages_BT.tolist()[1] == [0, 1, 2, 3, 4, 0, 0]
+    assert batch.old_logprobs_BT.tolist()[0] == [0, 0, -1, -1, 0, -1, 0]
+    assert batch.weights_BT[:, 2].tolist() == [0.5, 1.5, 2.5]
+    assert batch.targets_BT.numel() == 0  # no value head
+
+
+def test_targets_are_padded_where_there_are_any() -> None:
+    batch = pad(samples_of(three_leaves(), targets=True), device=torch.device("cpu"))
+    assert batch.targets_BT.tolist()[1] == [0, -1, -2, -3, -4, 0, 0]

@@ -12,7 +12,7 @@ from forkgym.agents.scripted import ScriptedAgent
 from forkgym.envs.base import ToolEnv
 from forkgym.envs.tasks import Task
 from forkgym.tools.sandbox.client import SandboxServer
-from forkgym.trainers.config import RolloutConfig
+from forkgym.trainers.config import BranchingConfig, RolloutConfig
 from forkgym.trainers.rollout import RolloutSettings, TaskRef, roll_out
 
 
@@ -65,9 +65,9 @@ def test_branches_go_on_from_the_variables_that_they_left(monkeypatch: pytest.Mo
     ledger = Ledger(monkeypatch)
     envs: dict[str, gym.Env[str, str]] = {"count": CountEnv()}
     config = RolloutConfig(
-        num_generations=8, initial_generations=2, branch_rule="threshold", branch_threshold=0.4, branch_tokens=4
+        num_generations=8, initial_generations=2, branching=BranchingConfig(rule="threshold", threshold=0.4, tokens=4)
     )
-    settings = RolloutSettings(config, branches=True, temperature=1.0, seed=(0,))
+    settings = RolloutSettings(config, branching="entropy", temperature=1.0, seed=(0,))
     rollout = roll_out(ScriptedAgent(write), envs, [TaskRef("count", 0), TaskRef("count", 1)], settings)
     assert rollout.tool_failures == 0
     for group in rollout.groups:

@@ -125,7 +125,14 @@ def test_the_layout(tmp_path: Path) -> None:
         "extraction": "",
     }
     rest = {name: value for name, value in tree.items() if name not in ("turns", "trajectories")}
-    assert rest == {"env_id": "toy", "task_uid": "toy/0", "question": "?", "answer": "!", "prompt_tokens": [1, 2]}
+    assert rest == {
+        "env_id": "toy",
+        "task_uid": "toy/0",
+        "question": "?",
+        "answer": "!",
+        "prompt_tokens": [1, 2],
+        "num_initial": None,
+    }
     assert (len(tree["turns"]), len(tree["trajectories"])) == (5, 3)
 
 

@@ -16,7 +16,7 @@ from forkgym.agents.transformers_agent import TransformersAgent
 from forkgym.envs.grammar import Call, Grammar, ParsedTurn
 from forkgym.envs.hermes import HermesGrammar
 from forkgym.trainers.algorithms import ALGORITHMS, make_samples
-from forkgym.trainers.config import RolloutConfig, TrainerConfig
+from forkgym.trainers.config import BranchingConfig, RolloutConfig, TrainerConfig
 from forkgym.trainers.loop import make_learner
 from forkgym.trainers.packing import pad
 from forkgym.trainers.rollout import RolloutSettings, TaskRef, roll_out
@@ -77,9 +77,11 @@ def check_tokens(tokenizer: PreTrainedTokenizerBase, seed: int, grammar: str | G
     envs: dict[str, gym.Env[str, str]] = {
         name: gym.make(name, split="train", grammar=grammar) for name in ("forkgym/WordMath-v0", "forkgym/MultiHop-v0")
     }
-    config = RolloutConfig(num_generations=6, initial_generations=3, max_turn_tokens=12, branch_tokens=3)
+    config = RolloutConfig(
+        num_generations=6, initial_generations=3, max_turn_tokens=12, branching=BranchingConfig(tokens=3)
+    )
     tasks = [TaskRef(name, seed) for name in envs]
-    settings = RolloutSettings(config, branches=True, temperature=1.0, seed=(seed,))
+    settings = RolloutSettings(config, branching="entropy", temperature=1.0, seed=(seed,))
     groups = roll_out(agent, envs, tasks, settings).groups
     for place, group in enumerate(groups):
         check_group(agent, place, group)
@@ -132,8 +134,10 @@ def test_micro_batches_and_dropped_rows_change_no_gradient() -> None:
     model = tiny_model(tokenizer)
     agent = TransformersAgent(model, tokenizer, slots=8)
     envs: dict[str, gym.Env[str, str]] = {"forkgym/WordMath-v0": gym.make("forkgym/WordMath-v0")}
-    config = RolloutConfig(num_generations=6, initial_generations=3, max_turn_tokens=12, branch_tokens=3)
-    settings = RolloutSettings(config, branches=True, temperature=1.0, seed=(0,))
+    config = RolloutConfig(
+        num_generations=6, initial_generations=3, max_turn_tokens=12, branching=BranchingConfig(tokens=3)
+    )
+    settings = RolloutSettings(config, branching="entropy", temperature=1.0, seed=(0,))
     groups = roll_out(agent, envs, [TaskRef("forkgym/WordMath-v0", index) for index in range(3)], settings).groups
     rewards = [[1.0, 0.0, 0.0, 1.0, 0.0, 0.0], [0.0] * 6, [0.0, 0.0, 0.0, 0.0, 0.0, 1.0]]
     # A group whose own rewards are all equal makes no step; here the rewards are the test's, so the groups are marked.
@@ -168,7 +172,7 @@ def test_a_batch_without_a_signal_makes_no_step() -> None:
     agent = TransformersAgent(model, tokenizer, slots=8)
     envs: dict[str, gym.Env[str, str]] = {"forkgym/WordMath-v0": gym.make("forkgym/WordMath-v0")}
     config = RolloutConfig(num_generations=2, initial_generations=2, max_turn_tokens=4)
-    settings = RolloutSettings(config, branches=False, temperature=1.0, seed=(0,))
+    settings = RolloutSettings(config, branching="none", temperature=1.0, seed=(0,))
     groups = roll_out(agent, envs, [TaskRef("forkgym/WordMath-v0", 0)], settings).groups
     learner, _ = make_learner(model, 0, 1.0, TrainerConfig())
     before = {name: value.clone() for name, value in model.state_dict().items()}

@@ -1,0 +1,442 @@
+"""Tokens per second of each engine's rollouts, and what prefix caching and our own code do to vLLM's.
+
+A Qwen3 of 3.4 M parameters with random weights samples at temperature 1, in float32. Work, with ``branches`` the turns
+that follow each turn at every level, and as many tokens for every engine:
+
+- single-turn: 8 prompts of 64 tokens; 8 rollouts of 128 tokens each.
+- multi-turn: 4 prompts of 256 tokens; 4 rollouts each of 4 turns of 64 tokens, with replies of 16 tokens between.
+- branching: 4 prompts of 256 tokens; branches 2, 2, 2, 2; turns of 64 tokens: 16 leaves of each.
+
+Engines:
+
+- generate: transformers' own on the whole batch, called again on whole contexts each turn;
+- embedded agent, vLLM agent, vLLM server agent (one server on this machine): as the trainer drives them;
+- vLLM agent, no prefix caching: the same engine without;
+- bare core: calls of the core of vLLM's engine that the agent drives, asking for the same log-probs, and nothing else;
+- bare vLLM: the same through vLLM's own `LLMEngine`.
+
+Each is a process of its own. They work in turn, on other prompts each time so that nothing is cached; the table shows
+medians. CPU time is that of a process and all that it started.
+
+    python scripts/benchmarks/engines.py --threads 1
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import statistics
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import psutil
+import torch
+import tyro
+from rich.console import Console
+from rich.table import Table
+
+sys.path.insert(0, str(Path(__file__).parent))  # also in the processes that this one starts
+
+from rollout import endless_tokenizer, random_model  # noqa: E402
+
+from forkgym.agents.base import Agent, Completion, Request  # noqa: E402
+
+if TYPE_CHECKING:
+    from multiprocessing.connection import Connection
+
+    from transformers import PreTrainedModel
+
+SLOTS = 64
+LOGPROBS = 1024  # of a vocabulary of this size the agent asks for every log-prob
+
+
+@dataclass(frozen=True, slots=True)
+class Config:
+    """Options of the benchmark.
+
+    Attributes:
+        threads: Threads of each engine.
+        repetitions: Measurements of each engine, after one that is thrown away.
+        engines: Which; all by default.
+    """
+
+    threads: int = 1
+    repetitions: int = 5
+    engines: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Work:
+    """Trees to sample.
+
+    Attributes:
+        name: In the table.
+        prompts: One tree each.
+        branches: Turns that follow the prompt, then each turn of the first level, and so on.
+        turn: Tokens of a turn.
+        reply: Tokens after each turn but the last.
+    """
+
+    name: str
+    prompts: list[list[int]]
+    branches: tuple[int, ...]
+    turn: int
+    reply: list[int]
+
+    @property
+    def tokens(self) -> int:
+        """Tokens that are sampled."""
+        return (
+            len(self.prompts) * self.turn * sum(prod(self.branches[: depth + 1]) for depth in range(len(self.branches)))
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """A turn's place: depth, and what its context is."""
+
+    depth: int
+    context: tuple[int, ...]
+
+
+def make_works(repetition: int) -> list[Work]:
+    """The work of one repetition; lengths are the same in all."""
+    rng = np.random.default_rng(repetition)
+
+    def prompts(count: int, size: int) -> list[list[int]]:
+        found: list[list[int]] = rng.integers(4, 500, (count, size)).tolist()
+        return found
+
+    reply: list[int] = rng.integers(4, 500, 16).tolist()
+    return [
+        Work("single-turn", prompts(8, 64), (8,), 128, []),
+        Work("multi-turn", prompts(4, 256), (4, 1, 1, 1), 64, reply),
+        Work("branching", prompts(4, 256), (2, 2, 2, 2), 64, []),
+    ]
+
+
+Runner = Callable[[Work, int], None]
+
+
+def agent_runner(agent: Agent) -> Runner:
+    """Sample with an agent as the trainer does: the first turn after another one continues it, the others fork it."""
+
+    def run(work: Work, seed: int) -> None:
+        places: dict[str, Place] = {}
+
+        def submit(place: Place, continues: str | None) -> None:
+            number = len(places) + seed * 10_000
+            uid = f"turn {number}"
+            places[uid] = place
+            agent.submit(Request(uid, place.context, work.turn, (), seed=number, continues=continues))
+
+        live = 0
+        for prompt in work.prompts:
+            for _ in range(work.branches[0]):
+                submit(Place(0, tuple(prompt)), None)
+                live += 1
+        while live:
+            for event in agent.step():
+                assert isinstance(event, Completion)
+                assert len(event.tokens) == work.turn
+                live -= 1
+                place = places[event.uid]
+                if place.depth + 1 == len(work.branches):
+                    agent.release(event.uid)
+                    continue
+                following = Place(place.depth + 1, place.context + event.tokens + tuple(work.reply))
+                for branch in range(work.branches[following.depth]):
+                    submit(following, None if branch else event.uid)
+                    live += 1
+
+    return run
+
+
+def generate_runner(model: PreTrainedModel) -> Runner:
+    """Sample by ``generate``, one batch for each level."""
+    generate: Any = model.generate
+
+    def run(work: Work, seed: int) -> None:
+        torch.manual_seed(seed)
+        contexts = work.prompts
+        for depth, branches in enumerate(work.branches):
+            ids = torch.tensor([context for context in contexts for _ in range(branches)])
+            with torch.inference_mode():
+                output = generate(
+                    ids,
+                    attention_mask=torch.ones_like(ids),
+                    max_new_tokens=work.turn,
+                    do_sample=True,
+                    temperature=1.0,
+                    top_k=0,
+                )
+            contexts = output.tolist()
+            if depth + 1 < len(work.branches):
+                contexts = [context + work.reply for context in contexts]
+
+    return run
+
+
+def bare_runner(add: Callable[[str, tuple[int, ...], int, int], None], step: Callable[[], Sequence[Any]]) -> Runner:
+    """Sample by an engine's own calls.
+
+    Args:
+        add: Takes a name, a context, a limit of tokens and a seed.
+        step: Returns the name, the new tokens and their log-probs of each request that has some.
+    """
+
+    def run(work: Work, seed: int) -> None:
+        places: dict[str, Place] = {}
+        sampled: dict[str, list[int]] = {}
+        logprobs: dict[str, list[object]] = {}
+
+        def submit(place: Place) -> None:
+            number = len(places) + seed * 10_000
+            name = str(number)
+            places[name], sampled[name], logprobs[name] = place, [], []
+            add(name, place.context, work.turn, number)
+
+        for prompt in work.prompts:
+            for _ in range(work.branches[0]):
+                submit(Place(0, tuple(prompt)))
+        while sampled:
+            for name, tokens, measures in step():
+                sampled[name] += tokens
+                logprobs[name].append(measures)
+                if len(sampled[name]) < work.turn:
+                    continue
+                place = places[name]
+                context = (*place.context, *sampled.pop(name), *work.reply)
+                if place.depth + 1 < len(work.branches):
+                    for _ in range(work.branches[place.depth + 1]):
+                        submit(Place(place.depth + 1, context))
+
+    return run
+
+
+def make_generate(folder: str) -> Runner:
+    """The ``generate`` of transformers."""
+    del folder
+    model = random_model()
+    model.eval()
+    assert model.generation_config is not None
+    model.generation_config.eos_token_id = None
+    model.generation_config.pad_token_id = 0
+    return generate_runner(model)
+
+
+def make_embedded(folder: str) -> Runner:
+    """The agent that samples with a model in its process."""
+    from forkgym.agents.transformers_agent import TransformersAgent
+
+    del folder
+    model = random_model()
+    model.eval()
+    return agent_runner(TransformersAgent(model, endless_tokenizer(model.config.vocab_size), slots=SLOTS))
+
+
+def make_vllm(folder: str) -> Runner:
+    """The agent that samples with vLLM's engine in its process."""
+    from forkgym.agents.vllm_agent import VllmAgent
+
+    del folder
+    model = random_model()
+    model.eval()
+    return agent_runner(VllmAgent(model, endless_tokenizer(model.config.vocab_size), slots=SLOTS))
+
+
+def make_vllm_uncached(folder: str) -> Runner:
+    """The same without prefix caching, which no setting of ours switches off."""
+    from forkgym.agents import vllm_engine
+
+    start = vllm_engine.start_engine
+    vllm_engine.start_engine = lambda model, settings: start(model, {**settings, "enable_prefix_caching": False})
+    return make_vllm(folder)
+
+
+def make_engine() -> Any:
+    """The engine that the vLLM agent drives, with the model's weights."""
+    from forkgym.agents.config import VllmConfig
+    from forkgym.agents.vllm_engine import Engine
+
+    model = random_model()
+    model.eval()
+    engine = Engine(model, SLOTS, LOGPROBS, VllmConfig())
+    engine.load(model)
+    return engine
+
+
+def make_bare_core(folder: str) -> Runner:
+    """The core of vLLM's engine and nothing else."""
+    del folder
+    engine = make_engine()
+
+    def add(name: str, context: tuple[int, ...], limit: int, seed: int) -> None:
+        engine.add(name, Request(name, context, limit, (), seed=seed), limit)
+
+    def step() -> Sequence[Any]:
+        outputs = engine.step()
+        return [(one.request_id, one.new_token_ids, one.new_logprobs) for one in outputs if one.new_token_ids]
+
+    return bare_runner(add, step)
+
+
+def make_bare_vllm(folder: str) -> Runner:
+    """The `LLMEngine` that vLLM's documentation describes."""
+    from vllm import SamplingParams
+    from vllm.sampling_params import RequestOutputKind
+
+    del folder
+    engine = make_engine()
+    own: Any = engine._llm  # started as the agent's
+
+    def add(name: str, context: tuple[int, ...], limit: int, seed: int) -> None:
+        params = SamplingParams(
+            temperature=1.0,
+            seed=seed,
+            logprobs=LOGPROBS,
+            max_tokens=limit,
+            ignore_eos=True,
+            detokenize=False,
+            output_kind=RequestOutputKind.DELTA,
+        )
+        own.add_request(name, {"prompt_token_ids": list(context)}, params)
+
+    def step() -> Sequence[Any]:
+        with torch.compiler.set_stance("force_eager"):  # as the agent does
+            outputs = own.step()
+        return [(one.request_id, one.outputs[0].token_ids, one.outputs[0].logprobs) for one in outputs]
+
+    return bare_runner(add, step)
+
+
+def make_server(folder: str) -> Runner:
+    """The agent that samples with a server, which it starts."""
+    from forkgym.agents.building import load_policy
+    from forkgym.agents.config import AgentConfig
+
+    config: Any = AgentConfig
+    return agent_runner(load_policy(config(kind="vllm-server", model=folder, slots=SLOTS, servers=1)).agent)
+
+
+ENGINES: Mapping[str, Callable[[str], Runner]] = {
+    "generate": make_generate,
+    "embedded agent": make_embedded,
+    "vLLM agent, no prefix caching": make_vllm_uncached,
+    "vLLM agent": make_vllm,
+    "bare core": make_bare_core,
+    "bare vLLM": make_bare_vllm,
+    "vLLM server agent": make_server,
+}
+
+
+def cpu_seconds() -> float:
+    """CPU time so far of this process and all that it has started."""
+    own = psutil.Process()
+    times = [process.cpu_times() for process in (own, *own.children(recursive=True))]
+    return sum(one.user + one.system for one in times)
+
+
+def serve(name: str, folder: str, threads: int, connection: Connection) -> None:
+    """Be one engine: make it, then do each work that comes and send back its seconds."""
+    torch.set_num_threads(threads)
+    try:
+        run = ENGINES[name](folder)
+    except (ValueError, TypeError) as error:
+        connection.send(str(error))
+        return
+    connection.send(None)
+    while True:
+        request: tuple[Work, int] | None = connection.recv()
+        if request is None:
+            return
+        wall, cpu = time.perf_counter(), cpu_seconds()
+        run(*request)
+        connection.send((time.perf_counter() - wall, cpu_seconds() - cpu))
+
+
+@dataclass(frozen=True, slots=True)
+class Medians:
+    """Seconds of one engine at one work."""
+
+    wall: float
+    cpu: float
+
+
+def measure(config: Config, folder: str) -> dict[tuple[str, str], Medians]:
+    """Medians by engine and work; an engine that can't be made is left out, and why is printed."""
+    context = multiprocessing.get_context("spawn")
+    ends: dict[str, Connection] = {}
+    processes: list[Any] = []
+    for name in config.engines or tuple(ENGINES):
+        ours, theirs = context.Pipe()
+        process = context.Process(target=serve, args=(name, folder, config.threads, theirs))
+        process.start()
+        problem = ours.recv()
+        if problem is None:
+            ends[name] = ours
+            processes.append(process)
+        else:
+            print(f"{name} is left out: {problem}")
+            process.join()
+    seconds: dict[tuple[str, str], list[tuple[float, float]]] = {}
+    for repetition in range(config.repetitions + 1):
+        for work in make_works(repetition):
+            for name, end in ends.items():
+                end.send((work, repetition))
+                found = end.recv()
+                if repetition:
+                    seconds.setdefault((name, work.name), []).append(found)
+    for end in ends.values():
+        end.send(None)
+    for process in processes:
+        process.join()
+    return {key: Medians(*map(statistics.median, zip(*found, strict=True))) for key, found in seconds.items()}
+
+
+def show(config: Config, medians: Mapping[tuple[str, str], Medians]) -> None:
+    """Print rates, then what was asked of vLLM."""
+    console = Console(width=150)
+    works = make_works(0)
+    load = ", ".join(f"{value:.1f}" for value in os.getloadavg())
+    table = Table(title=f"Tokens per second (of CPU time), {config.threads} threads, medians; load {load}")
+    table.add_column("engine")
+    for work in works:
+        table.add_column(f"{work.name}, {work.tokens:,} tokens", justify="right")
+    for name in ENGINES:
+        if (name, works[0].name) in medians:
+            found = [(work.tokens, medians[name, work.name]) for work in works]
+            table.add_row(name, *(f"{tokens / one.wall:,.0f} ({tokens / one.cpu:,.0f})" for tokens, one in found))
+    console.print(table)
+    for label, slow, fast in (
+        ("prefix caching, times as fast", "vLLM agent, no prefix caching", "vLLM agent"),
+        ("agent's time over bare core's", "vLLM agent", "bare core"),
+        ("agent's time over bare vLLM's", "vLLM agent", "bare vLLM"),
+    ):
+        for work in works:
+            if (slow, work.name) in medians and (fast, work.name) in medians:
+                one, other = medians[slow, work.name], medians[fast, work.name]
+                print(f"{label}, {work.name}: {one.wall / other.wall:.2f} (CPU time {one.cpu / other.cpu:.2f})")
+
+
+def main(config: Config) -> None:
+    """Measure and print."""
+    unknown = set(config.engines) - set(ENGINES)
+    if unknown:
+        raise SystemExit(f"engines are {', '.join(sorted(unknown))}, expected some of {', '.join(ENGINES)}")
+    with TemporaryDirectory(prefix="forkgym-engines-") as folder:
+        model = random_model()
+        model.save_pretrained(folder)
+        endless_tokenizer(model.config.vocab_size).save_pretrained(folder)
+        show(config, measure(config, folder))
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Config))

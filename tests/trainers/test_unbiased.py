@@ -1,0 +1,78 @@
+"""Node weights leave the policy gradient unbiased; what is known to bias it does so, by as much as can be seen.
+
+Everything is that of the trainer: rollouts with a real tool, trees, weights, baselines. The task is small enough for
+its exact gradient to be walked. A mean of estimates is compared with it parameter by parameter, in standard errors;
+with the limit of the script, a fair estimator is taken for a biased one with probability 0.001 in all comparisons of a
+test together. The seeds are fixed, so that a test that passes passes again.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from tests.test_scripts import load
+
+unbiased = load("benchmarks/unbiased")
+LOOKS_AT_THE_STATE = ("none", "random", "fixed", "entropy, k = 1")
+
+
+def errors(strategy: str, estimator: str, num_estimates: int, seed: int = 1) -> float:
+    """The largest deviation of any parameter, in standard errors."""
+    config = unbiased.Config(num_estimates=num_estimates, seed=seed)
+    _, found = unbiased.measure(unbiased.POLICY, strategy, [estimator], config)
+    largest: float = found[estimator].errors
+    return largest
+
+
+def limit(strategies: int) -> float:
+    """Of as many comparisons as there are strategies and parameters."""
+    bound: float = unbiased.limit(strategies * unbiased.POLICY.num_logits)
+    return bound
+
+
+def test_the_exact_gradient_is_that_of_the_expected_return() -> None:
+    logits = np.array([[1.4, 0.8, 0.0], [0.0, 0.0, 3.0], [-1.6, 0.0, -3.0]])
+    _, gradient = unbiased.exact_gradient(unbiased.Policy(logits))
+    for place in range(logits.size):
+        step = np.zeros(logits.size)
+        step[place] = 1e-5
+        values = [unbiased.exact_gradient(unbiased.Policy(logits + sign * step.reshape(3, 3)))[0] for sign in (1, -1)]
+        assert gradient[place] == pytest.approx((values[0] - values[1]) / 2e-5, abs=1e-9)
+
+
+def test_the_expected_return_is_what_paper_says() -> None:
+    # All logits 0, so every turn has probability 1/4. An answer a pays 1. Three turns, looking with probability 1/2:
+    # 1/4 + 1/2 * 1/4 + 1/4 * 1/4 = 7/16.
+    expected, _ = unbiased.exact_gradient(unbiased.Policy(np.zeros((3, 3))))
+    assert expected == pytest.approx(7 / 16)
+
+
+@pytest.mark.parametrize("strategy", LOOKS_AT_THE_STATE)
+def test_node_weights_are_unbiased_where_branching_looks_at_the_state_only(strategy: str) -> None:
+    assert errors(strategy, "node", num_estimates=2000) < limit(len(LOOKS_AT_THE_STATE))
+
+
+def test_leaf_weights_are_not_but_where_nothing_branches() -> None:
+    for strategy in ("random", "fixed", "entropy, k = 1"):
+        assert errors(strategy, "leaf", num_estimates=800) > limit(3)
+    assert errors("none", "leaf", num_estimates=800) < limit(1)
+
+
+def test_looking_at_the_continuation_that_is_kept_biases() -> None:
+    assert errors("entropy, k = 2", "node", num_estimates=4000) > limit(1)
+
+
+def test_dividing_by_a_trees_own_roots_biases() -> None:
+    assert errors("entropy, k = 1", "node, own roots", num_estimates=4000) > limit(1)
+
+
+def test_leaf_means_of_trees_that_compete_for_one_budget_bias() -> None:
+    assert errors("fixed", "node, leaf baseline", num_estimates=1000) > limit(1)
+
+
+@pytest.mark.slow
+def test_the_same_with_many_estimates() -> None:
+    bound = limit(len(LOOKS_AT_THE_STATE))
+    assert all(errors(strategy, "node", num_estimates=60_000, seed=2) < bound for strategy in LOOKS_AT_THE_STATE)
+    assert errors("entropy, k = 2", "node", num_estimates=60_000, seed=2) > 20

@@ -1,0 +1,42 @@
+"""A model's attention, switched for the time of a call."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from transformers import PreTrainedModel
+
+
+@contextmanager
+def attention(decoder: PreTrainedModel, name: str) -> Iterator[None]:
+    """Have a decoder use an attention function of this name; what it had before comes back, on errors too.
+
+    Gradient checkpointing calls the layers again in the backward pass, after this is over: what they are called
+    through switches again.
+    """
+    config: Any = decoder.config
+    before = config._attn_implementation
+    checkpointed: list[Any] = [
+        module for module in decoder.modules() if hasattr(module, "_gradient_checkpointing_func")
+    ]
+    functions = [module._gradient_checkpointing_func for module in checkpointed]
+
+    def switched(function: Callable[..., Any], *inputs: Any, **arguments: Any) -> Any:
+        with attention(decoder, name):
+            return function(*inputs, **arguments)
+
+    def checkpoint(original: Callable[..., Any], layer: Callable[..., Any], *inputs: Any, **arguments: Any) -> Any:
+        return original(functools.partial(switched, layer), *inputs, **arguments)
+
+    try:
+        config._attn_implementation = name
+        for module, original in zip(checkpointed, functions, strict=True):
+            module._gradient_checkpointing_func = functools.partial(checkpoint, original)
+        yield
+    finally:
+        config._attn_implementation = before
+        for module, original in zip(checkpointed, functions, strict=True):
+            module._gradient_checkpointing_func = original

@@ -1,0 +1,150 @@
+"""Attention of unique tokens to their paths, as an attention function of transformers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from transformers import AttentionInterface
+from transformers.masking_utils import AttentionMaskInterface
+
+from forkgym.trainers.forward.kernels import Shape, Three, kernel_for
+from forkgym.trainers.forward.layout import Forest
+from forkgym.trainers.forward.pieces import Piece, full_pieces, segments_of, window_pieces
+from forkgym.trainers.forward.plan import PLAN, Plan, no_mask, refuse_extras, scale_of
+
+TREE = "forkgym_tree"  # the attention's name in a model's config
+
+
+class TreePlan(Plan):
+    """Which slices attend to which, by window, and the masks of those that a window's edge runs through."""
+
+    def __init__(self, forest: Forest, device: torch.device) -> None:
+        super().__init__(forest)
+        self._device = device
+        self._segments = segments_of(forest)
+        self._pieces: dict[int | None, list[Piece]] = {}
+        self._masks: dict[tuple[int, int, int, int, torch.dtype], torch.Tensor] = {}
+
+    def pieces(self, window: int | None) -> list[Piece]:
+        """The pieces of a layer with this window, or with none."""
+        window = self.asked(window)
+        if window not in self._pieces:
+            self._pieces[window] = (
+                full_pieces(self._segments) if window is None else window_pieces(self._segments, window)
+            )
+        return self._pieces[window]
+
+    def shape(self, piece: Piece, window: int | None, scale: float, dtype: torch.dtype) -> Shape:
+        """The piece's scale, and its mask, which pieces of the same geometry share."""
+        if piece.lead is None:
+            return Shape(piece.causal, None, scale)
+        assert window is not None
+        name = (piece.lead, piece.queries, piece.keys, window, dtype)
+        if name not in self._masks:
+            queries_Q = torch.arange(piece.queries, device=self._device) + piece.lead
+            hidden_QK = queries_Q[:, None] - torch.arange(piece.keys, device=self._device) >= window
+            mask_QK = torch.zeros(hidden_QK.shape, dtype=dtype, device=self._device)
+            self._masks[name] = mask_QK.masked_fill_(hidden_QK, float("-inf"))
+        return Shape(piece.causal, self._masks[name], scale)
+
+
+class TreeAttention(torch.autograd.Function):
+    """One softmax a query over all pieces that it is in.
+
+    Forward, two pieces with outputs ``o, o'`` and log-normalisers ``l, l'`` have together the output
+    ``o + sigmoid(l' - l) (o' - o)`` and the log-normaliser ``logaddexp(l, l')``. Backward, each piece's weights follow
+    from the log-normaliser of the whole, so its gradients are exact by themselves and add up. Nothing is saved but
+    queries, keys, values, outputs and log-normalisers of the unique tokens.
+    """
+
+    @staticmethod
+    def forward(  # noqa: D102
+        ctx: Any, *arguments: Any
+    ) -> torch.Tensor:
+        query_1HUD, key_1HUD, value_1HUD, pieces, shapes = arguments
+        inputs = tuple(tensor[0].transpose(0, 1) for tensor in (query_1HUD, key_1HUD, value_1HUD))
+        kernel = kernel_for(query_1HUD, value_1HUD)
+        size = (*inputs[0].shape[:2], inputs[2].shape[2])
+        exact = torch.promote_types(query_1HUD.dtype, torch.float32)
+        out_UHD = torch.empty(size, dtype=exact, device=query_1HUD.device)
+        logs_UH = torch.empty(size[:2], dtype=exact, device=query_1HUD.device)
+        for piece, shape in zip(pieces, shapes, strict=True):
+            part, logs = kernel.forward(cut_inputs(inputs, piece), shape)
+            out, known = cut_queries(out_UHD, piece), cut_queries(logs_UH, piece)
+            if piece.causal:  # the first piece of these queries
+                out.copy_(part)
+                known.copy_(logs)
+            else:
+                out.lerp_(part.to(exact), (logs - known).sigmoid_().unsqueeze(-1))
+                torch.logaddexp(known, logs, out=known)
+        out_UHD = out_UHD.to(query_1HUD.dtype)
+        ctx.save_for_backward(query_1HUD, key_1HUD, value_1HUD, out_UHD, logs_UH)
+        ctx.pieces, ctx.shapes = pieces, shapes
+        return out_UHD[None]
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, *gradients: Any) -> Any:  # noqa: D102
+        *saved, out_UHD, logs_UH = ctx.saved_tensors
+        inputs = tuple(tensor[0].transpose(0, 1) for tensor in saved)
+        kernel = kernel_for(saved[0], saved[2])
+        exact = torch.promote_types(out_UHD.dtype, torch.float32)
+        sums = tuple(torch.empty(tensor.shape, dtype=exact, device=tensor.device) for tensor in inputs)
+        for piece, shape in zip(ctx.pieces, ctx.shapes, strict=True):
+            gradient, out = cut_queries(gradients[0][0], piece), cut_queries(out_UHD, piece)
+            whole = (out, cut_queries(logs_UH, piece))
+            parts = kernel.backward(gradient, cut_inputs(inputs, piece), whole, shape)
+            for total, part in zip(cut_inputs(sums, piece), parts, strict=True):
+                if piece.causal:
+                    total.copy_(part)
+                else:
+                    total.add_(part)
+        of_inputs = (total.to(one.dtype).transpose(0, 1)[None] for total, one in zip(sums, saved, strict=True))
+        return (*of_inputs, None, None)
+
+
+def cut_queries(tensor: torch.Tensor, piece: Piece) -> torch.Tensor:
+    """The piece's queries of [U, heads, ...], as [count, heads, queries, ...]; a view."""
+    return cut(tensor, piece.query_start, piece.queries, piece.count)
+
+
+def cut_inputs(inputs: Sequence[torch.Tensor], piece: Piece) -> Three:
+    """The piece's queries, keys and values; views."""
+    query, key, value = inputs
+    keys = (piece.key_start, piece.keys, piece.count)
+    return cut_queries(query, piece), cut(key, *keys), cut(value, *keys)
+
+
+def cut(tensor: torch.Tensor, start: int, length: int, count: int) -> torch.Tensor:
+    """``count`` slices of ``length`` that follow one another, with the heads before the tokens; a view."""
+    slices: torch.Tensor = tensor[start : start + length * count].unflatten(0, (count, length))
+    return slices.transpose(1, 2)
+
+
+def tree_attention(
+    module: torch.nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    **arguments: Any,
+) -> tuple[torch.Tensor, None]:
+    """Attention as a layer of transformers asks for it, along the paths of the plan in its arguments.
+
+    Raises:
+        ValueError: The layer asks for what this attention does not compute.
+    """
+    refuse_extras(module, attention_mask, arguments)
+    plan: TreePlan = arguments[PLAN]
+    window: int | None = arguments.get("sliding_window")
+    scale = scale_of(query, arguments.get("scaling"))
+    pieces = plan.pieces(window)
+    shapes = [plan.shape(piece, window, scale, query.dtype) for piece in pieces]
+    attend: Callable[..., torch.Tensor] = TreeAttention.apply
+    return attend(query, key, value, pieces, shapes), None
+
+
+AttentionInterface.register(TREE, tree_attention)
+AttentionMaskInterface.register(TREE, no_mask)
