@@ -1,6 +1,7 @@
 """Keep a command running for as long as the process that asked for it lives.
 
-``python -m forkgym.agents.keeper PARENT COMMAND ...``; ends with the command's exit status. A process that is killed
+``python -m forkgym.agents.keeper PARENT COMMAND ...``; ends with the command's exit status, as shells do with 128 and
+the signal's number where a signal ended it. A process that is killed
 outright can't stop what it has started: this one notices that its parent is another, and stops it instead. It watches,
 since the signal that Linux can send at a parent's death comes at the death of the thread that forked.
 """
@@ -25,7 +26,7 @@ class Asked:
 
 
 def main(arguments: list[str]) -> int:
-    """Run the command; returns its exit status, negative where a signal ended it."""
+    """Run the command; returns its exit status."""
     parent, command = int(arguments[0]), arguments[1:]
     asked = Asked()
 
@@ -39,7 +40,8 @@ def main(arguments: list[str]) -> int:
     while child.poll() is None and os.getppid() == parent and not asked.to_end:
         time.sleep(POLL_S)
     end_group(child)
-    return child.wait()
+    status = child.wait()
+    return status if status >= 0 else 128 - status
 
 
 def end_group(leader: subprocess.Popen[bytes]) -> None:

@@ -83,7 +83,7 @@ def lora_layers(model: torch.nn.Module) -> dict[str, LoraLayer]:
     from peft.utils.other import AuxiliaryTrainingWrapper
 
     found: dict[str, LoraLayer] = {}
-    for path, module in model.named_modules():
+    for path, module in cast("Iterator[tuple[str, torch.nn.Module]]", model.named_modules()):
         if isinstance(module, BaseTunerLayer | AuxiliaryTrainingWrapper):
             if not isinstance(module, LoraLayer):
                 raise ValueError(f"{path} is peft's {type(module).__name__}, expected adapters of LoRA alone")

@@ -7,7 +7,7 @@ import logging
 import queue
 import time
 from collections.abc import Coroutine, Mapping, Sequence
-from concurrent.futures import Future
+from concurrent.futures import Future, wait
 from contextlib import aclosing
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
@@ -25,6 +25,7 @@ T = TypeVar("T")
 READY_PAUSE_S = 0.2
 ANSWER_S = 10.0  # for what a server that is well answers at once
 SPILL = 16  # turns that a server which knows a context may have more than the one with the fewest
+END_S = 2.0  # for sessions to end
 MAX_BREAKS = 3  # of a server's sessions under the same weights
 WRONG_STATE = 409
 NO_ROUTE = 404
@@ -220,7 +221,9 @@ class Fleet:
 
     def end(self, turn: LiveTurn, *, running: bool) -> None:
         """Forget a turn; where it is still ``running``, its server is told to break it off."""
-        server, name = self._where.pop(turn.serial), turn_name(turn)
+        server, name = self._where.pop(turn.serial, None), turn_name(turn)
+        if server is None:
+            return  # it was stranded, and no server was left for it
         server.turns.pop(name, None)
         if server.unsent.pop(name, None) is None and running:
             server.unwanted.append(name)
@@ -261,6 +264,14 @@ class Fleet:
         """
         return [turn for server, problem in problems.items() for turn in self._repair(server, problem)]
 
+    def close(self) -> None:
+        """End the sessions."""
+        for server in self.servers:
+            self._end_session(server)
+        for server in self.servers:
+            if server.following is not None:
+                wait([server.following], END_S)
+
     def _choose(self, turn: LiveTurn) -> Server:
         self._need_one()
         request, usable = turn.request, self.usable
@@ -299,6 +310,7 @@ class Fleet:
             opened.result(ANSWER_S)
             server.session = name
         except TimeoutError:
+            server.following.cancel()
             self._lose(server, ServerProblem(f"it opened no session within {ANSWER_S:g} s"))
         except ServerProblem as problem:
             self._lose(server, problem)
@@ -319,14 +331,23 @@ class Fleet:
                 opened.set_exception(problem)
 
     def _end_session(self, server: Server) -> None:
-        """Stop reading; the server breaks off what runs in the session."""
+        """Forget a session; the server is told, and breaks off what runs in it."""
+        if server.session and server.following is not None and not server.following.done():
+            self._loop.start(self._end(server.client, server.session, server.following))
         server.session = ""
         server.turns.clear()
         server.unsent.clear()
         server.unwanted.clear()
-        if server.following is not None:
-            server.following.cancel()
-            server.following = None
+
+    async def _end(self, client: ServerClient, session: str, following: Future[None]) -> None:
+        """Let a server end a session, and stop reading it where there is no answer; runs in the loop."""
+        try:
+            async with asyncio.timeout(ANSWER_S):
+                await client.end(session)
+        except ServerRefusal:
+            pass  # new weights have ended it
+        except (ServerProblem, TimeoutError):
+            following.cancel()
 
     def _lose(self, server: Server, problem: ServerProblem) -> None:
         """Ask nothing of a server any more, until the next weights."""

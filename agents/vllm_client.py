@@ -211,6 +211,15 @@ class ServerClient:
         """
         await self._ask("POST", "turns", {"session": session, "turns": list(turns), "abort": list(abort)})
 
+    async def end(self, session: str) -> None:
+        """End a session; its turns are broken off.
+
+        Raises:
+            ServerRefusal: There is no such session.
+            ServerProblem: There is no reply.
+        """
+        await self._ask("POST", "end", {"session": session})
+
     async def close(self) -> None:
         """Close the connections."""
         await self._client.aclose()
@@ -262,4 +271,3 @@ def words_for(error: httpx.TransportError) -> str:
     if isinstance(error, httpx.TimeoutException):
         return "it was silent for too long"
     return f"no connection, or a broken one ({printable(str(error)) or type(error).__name__})"
-

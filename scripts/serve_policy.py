@@ -86,4 +86,4 @@ def main(config: ServePolicyConfig) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(tyro.cli(ServePolicyConfig, description=__doc__)))
+    sys.exit(main(tyro.cli(ServePolicyConfig, description=__doc__, use_underscores=True)))

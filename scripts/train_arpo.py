@@ -158,8 +158,11 @@ def set_up(config: TrainConfig) -> tuple[Session, TrainingState, dict[str, Env]]
     assert isinstance(pad_token, int)
     learner, scheduler = make_learner(policy.model, pad_token, config.agent.temperature, config.trainer)
     accelerator = learner.accelerator
-    if accelerator.num_processes > 1 and config.agent.kind == "vllm-server":
-        raise ValueError(f"agent.kind is vllm-server in {accelerator.num_processes} processes, expected one to train")
+    if accelerator.num_processes > 1 and config.agent.kind == "vllm-server" and config.agent.server.urls:
+        raise ValueError(
+            f"agent.server.urls names servers for {accelerator.num_processes} processes, whose weights each would "
+            "replace; expected none, so that each process starts agent.servers of its own"
+        )
     path = Path(config.run_dir) if config.run_dir is not None else Path("runs") / time.strftime("%Y-%m-%d-%H%M%S")
     recorded = replace(config, run_dir=str(path), resume=False)
     saved = Contents(policy.model, policy.tokenizer, learner.optimizer, scheduler, learner.value_head)

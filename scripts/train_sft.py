@@ -82,6 +82,7 @@ def main(config: SftRunConfig) -> int:
         pad_token = policy.tokenizer.pad_token_id
         assert isinstance(pad_token, int)
         tuning = prepare(policy.model, pad_token, config.sft.for_agent(config.agent), config.seed, path)
+        print("Making demonstrations ...", flush=True)
         try:
             material = collect(config, policy)
         except ToolFailure as error:

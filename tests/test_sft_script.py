@@ -39,7 +39,7 @@ def test_a_run_leaves_a_model_and_the_same_seed_the_same(tmp_path: Path, capsys:
         assert fine_tune(*SHORT, *MATH, "--run_dir", str(tmp_path / name), "--seed", seed) == 0
     run = tmp_path / "first"
     said = capsys.readouterr().out
-    assert said.startswith("16 demonstrations of ")
+    assert said.startswith("Making demonstrations ...\n16 demonstrations of ")
     assert f"python scripts/evaluate.py --agent.model {run}/model --env.id forkgym/WordMath-v0\n" in said
     assert {path.name for path in run.iterdir() if not path.name.startswith(".")} == {
         "config.yaml",

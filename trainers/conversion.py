@@ -31,7 +31,9 @@ def convert_words(words: Sequence[str], kind: Any) -> Any:
         if bool in alternatives:
             return True
         raise ValueError(f"without a value, expected {expected(kind)}")
-    if len(words) == 1 and words[0] in NONE_WORDS and NoneType in alternatives:
+    # A choice that is called none is that choice; null still leaves the field open.
+    choices = [choice for one in alternatives if get_origin(one) is Literal for choice in get_args(one)]
+    if len(words) == 1 and words[0] in NONE_WORDS and words[0] not in choices and NoneType in alternatives:
         return None
     several = len(words) > 1 or any(get_origin(one) is tuple for one in alternatives)
     return validate(list(words) if several else words[0], " ".join(words), kind, strict=False)

@@ -140,7 +140,7 @@ RULES = (
         "clip/fraction",
         "above",
         "max_clip_fraction",
-        "many tokens are outside the clip range and teach nothing",
+        "many tokens are outside the clip range, where their gradient is cut",
         "fewer trainer.updates_per_rollout; a lower trainer.learning_rate; a wider trainer.loss.clip_high",
     ),
     Rule(
@@ -148,7 +148,7 @@ RULES = (
         "last/clip/fraction",
         "above",
         "max_clip_fraction",
-        "by the last update many tokens are outside the clip range and teach nothing",
+        "by the last update many tokens are outside the clip range, where their gradient is cut",
         "fewer trainer.updates_per_rollout; a lower trainer.learning_rate; a wider trainer.loss.clip_high",
     ),
     Rule(

@@ -77,10 +77,18 @@ def make_learner(
     return learner, LambdaLR(optimizer, factor)
 
 
-def make_value_head(model: torch.nn.Module) -> torch.nn.Linear:
+class ValueHead(torch.nn.Linear):
+    """One number a hidden state, in float32 whatever the model is in."""
+
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
+        """From hidden states [N, hidden] to values [N, 1]."""
+        return super().forward(input.to(self.weight.dtype))
+
+
+def make_value_head(model: torch.nn.Module) -> ValueHead:
     """A linear layer on the hidden states that says 0 at first, so that the first advantages are the returns."""
     config = cast("PreTrainedModel", model).config.get_text_config()
-    head = torch.nn.Linear(int(config.hidden_size), 1)
+    head = ValueHead(int(config.hidden_size), 1)
     torch.nn.init.zeros_(head.weight)
     torch.nn.init.zeros_(head.bias)
     return head.to(next(model.parameters()).device)

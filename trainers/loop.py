@@ -109,7 +109,8 @@ def train(
         while state.step < trainer.num_steps and not any(gathered(session.learner.accelerator, [stop.requested])):
             try:
                 state, watch, metrics = train_step(session, rollout, trainer, state, watch)
-                non_finite = non_finite + 1 if metrics["step_non_finite"] else 0
+                if metrics["step_non_finite"] or not metrics["step_skipped"]:  # without a signal nothing was tried
+                    non_finite = non_finite + 1 if metrics["step_non_finite"] else 0
                 if non_finite == NON_FINITE_STEPS:
                     raise TrainingError(f"the loss or its gradient was not finite in {non_finite} steps in a row")
             except (TrainingError, ToolFailure):

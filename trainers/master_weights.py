@@ -73,8 +73,14 @@ class MasterWeightAdamW(torch.optim.AdamW):
         return {**super().state_dict(), "masters": list(self._masters)}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take a state over, and round the weights to its copies."""
+        """Take a state over, and round the weights to its copies.
+
+        Raises:
+            ValueError: It has none.
+        """
         rest = dict(state_dict)
+        if "masters" not in rest:
+            raise ValueError("the saved optimizer has no float32 copies of the weights: was agent.dtype another one?")
         masters: list[torch.Tensor] = rest.pop("masters")
         super().load_state_dict(rest)
         with torch.no_grad():

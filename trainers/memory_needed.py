@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any, cast
 
 import torch
-from transformers import AutoModelForCausalLM, PreTrainedConfig
+from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
 from forkgym.agents.config import AgentConfig
 from forkgym.trainers.config import RolloutConfig, TrainerConfig
@@ -79,14 +79,14 @@ class Need:
 def sizes_of(config: PreTrainedConfig) -> ModelSizes:
     """Count a model's numbers from its config; no memory is taken for them."""
     with torch.device("meta"):
-        model: Any = AutoModelForCausalLM.from_config(config)
+        model = cast(PreTrainedModel, cast(Any, AutoModelForCausalLM).from_config(config))
     text: Any = config.get_text_config()
-    output = model.get_output_embeddings()
+    output = cast(torch.nn.Linear, model.get_output_embeddings())
     linear = [m for m in model.modules() if isinstance(m, torch.nn.Linear) and m is not output]
     head_size = int(getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads)
     return ModelSizes(
-        parameters=sum(parameter.numel() for parameter in cast(torch.nn.Module, model).parameters()),
-        output=int(output.weight.numel()),
+        parameters=sum(parameter.numel() for parameter in model.parameters()),
+        output=output.weight.numel(),
         ends=sum(layer.in_features + layer.out_features for layer in linear),
         layers=int(text.num_hidden_layers),
         hidden=int(text.hidden_size),

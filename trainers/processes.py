@@ -28,8 +28,12 @@ def add_up_gradients(accelerator: Accelerator, parameters: Sequence[torch.nn.Par
     if accelerator.num_processes == 1:
         return
     for parameter in parameters:
-        gradient = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
-        parameter.grad = accelerator.reduce(gradient, "sum")
+        # Where a process had nothing to do; a weight in half precision may have a gradient in float32.
+        kind = getattr(parameter, "grad_dtype", None) or parameter.dtype
+        gradient = torch.zeros_like(parameter, dtype=kind) if parameter.grad is None else parameter.grad
+        summed = accelerator.reduce(gradient, "sum")
+        assert isinstance(summed, torch.Tensor)
+        parameter.grad = summed
 
 
 def gathered(accelerator: Accelerator, values: Sequence[T]) -> list[T]:

@@ -139,7 +139,9 @@ def step_samples(
         raise ValueError(
             f"greedy rewards are {list(greedy_P)}, expected a finite number for each of {len(groups)} groups"
         )
-    values_PG = critic_values(learner, rows_PG, config) if algorithm.baseline == "critic" else [[] for _ in groups]
+    values_PG: Sequence[Sequence[Sequence[float]]] = [()] * len(groups)
+    if algorithm.baseline == "critic":
+        values_PG = critic_values(learner, rows_PG, config)
     paid = [Paid(*one) for one in zip(rewards_PG, greedy_P, values_PG, strict=True)]
     return make_samples(groups, rows_PG, paid, CreditRule(algorithm, config.credit, circumstances.most_tokens))
 
@@ -156,8 +158,8 @@ def critic_values(
         for part in micro_batches(rows, config.micro_batch_tokens, config.forward):
             found = measure(learner, learner.model, [rows[place] for place in part], config).values_BT
             assert found is not None
-            for place, values_T in zip(part, found.tolist(), strict=True):
-                values[place] = tuple(values_T[: len(rows[place].tokens)])
+            for place, values_T in zip(part, found, strict=True):
+                values[place] = tuple(map(float, values_T[: len(rows[place].tokens)].tolist()))
     in_order = iter([values[place] for place in range(len(rows))])
     return [[next(in_order) for _ in rows_G] for rows_G in rows_PG]
 

@@ -42,11 +42,11 @@ import tyro
 from rich.console import Console
 from rich.table import Table
 
-sys.path.insert(0, str(Path(__file__).parent))  # also in the processes that this one starts
+from forkgym.agents.base import Agent, Completion, Request
 
-from rollout import endless_tokenizer, random_model  # noqa: E402
+sys.path.insert(0, str(Path(__file__).parents[2]))  # also in the processes that this one starts
 
-from forkgym.agents.base import Agent, Completion, Request  # noqa: E402
+from scripts.benchmarks.rollout import endless_tokenizer, random_model  # noqa: E402
 
 if TYPE_CHECKING:
     from multiprocessing.connection import Connection

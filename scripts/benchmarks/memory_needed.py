@@ -10,17 +10,17 @@ from __future__ import annotations
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import tyro
 from transformers import AutoConfig, PreTrainedConfig, Qwen2Config, Qwen3Config
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
+from forkgym.trainers.command_line import parse_command_line
+from forkgym.trainers.memory_needed import account, sizes_of
 
-from train_arpo import TrainConfig  # noqa: E402
+sys.path.insert(0, str(Path(__file__).parents[2]))
 
-from forkgym.trainers.command_line import parse_command_line  # noqa: E402
-from forkgym.trainers.memory_needed import account, sizes_of  # noqa: E402
+from scripts.train_arpo import TrainConfig  # noqa: E402
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -88,7 +88,8 @@ def needed(file: Path, gpu_gib: float = GPU_GIB) -> str:
         ValueError: It does not fit.
     """
     config = parse_command_line(TrainConfig, arguments=["--config", str(file)])
-    model = KNOWN.get(config.agent.model) or AutoConfig.from_pretrained(config.agent.model)
+    name = config.agent.model
+    model = KNOWN.get(name) or cast(PreTrainedConfig, AutoConfig.from_pretrained(name))
     return account(sizes_of(model), config.agent, config.rollout, config.trainer, gpu_gib)
 
 

@@ -20,6 +20,7 @@ token sees; ``H V`` hidden size x vocabulary. Forward and backward together are 
 
 from __future__ import annotations
 
+import ctypes
 import gc
 import multiprocessing
 import resource
@@ -27,6 +28,7 @@ import statistics
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -47,6 +49,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 TURN = 64  # tokens
+M_MMAP_THRESHOLD = -3  # from glibc's malloc.h
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,14 +59,14 @@ class Config:
     Attributes:
         threads: Threads of torch.
         repetitions: Measurements of each way, after one that is thrown away.
-        budget: Tokens of a micro-batch where memory is measured.
+        budget_rows: The tokens of a micro-batch where memory is measured are those of so many padded rows.
         memory: Whether to measure memory as well.
         seed: Of tokens and lengths.
     """
 
     threads: int = 1
     repetitions: int = 7
-    budget: int = 2048
+    budget_rows: int = 4
     memory: bool = True
     seed: int = 0
 
@@ -94,7 +97,7 @@ NO_SHARING = (
 
 
 @dataclass(frozen=True, slots=True)
-class Path:
+class Line:
     """One row for the forward; see `Row`."""
 
     tokens: tuple[int, ...]
@@ -105,20 +108,20 @@ class Path:
 Step = Callable[[], None]
 
 
-def make_rows(shape: Shape, rng: np.random.Generator) -> list[Path]:
+def make_rows(shape: Shape, rng: np.random.Generator) -> list[Line]:
     """Random tokens along the paths of a shape."""
 
     def draw(count: int) -> tuple[int, ...]:
         return tuple(rng.integers(4, 1000, count).tolist())
 
-    rows = [Path(draw(shape.prompt), (False,) * shape.prompt, ()) for _ in range(shape.trees)]
+    rows = [Line(draw(shape.prompt), (False,) * shape.prompt, ()) for _ in range(shape.trees)]
     for branches in shape.branches:
-        grown = list[Path]()
+        grown = list[Line]()
         for row in rows:
             for _ in range(branches):
                 turn = draw(round(TURN * (1 + shape.spread * rng.uniform(-1, 1))))
                 starts = (*row.starts, len(row.tokens))
-                grown.append(Path(row.tokens + turn, row.loss_mask + (True,) * len(turn), starts))
+                grown.append(Line(row.tokens + turn, row.loss_mask + (True,) * len(turn), starts))
         rows = grown
     return rows
 
@@ -142,7 +145,7 @@ def random_model() -> PreTrainedModel:
     return model
 
 
-def flops(model: PreTrainedModel, rows: Sequence[Path], *, unique: bool) -> float:
+def flops(model: PreTrainedModel, rows: Sequence[Line], *, unique: bool) -> float:
     """The formula above, forward only."""
     config = model.config
     assert isinstance(config, Qwen3Config)
@@ -168,7 +171,7 @@ def flops(model: PreTrainedModel, rows: Sequence[Path], *, unique: bool) -> floa
     return total
 
 
-def make_step(model: PreTrainedModel, rows: Sequence[Path], parts: Sequence[Sequence[int]], name: str) -> Step:
+def make_step(model: PreTrainedModel, rows: Sequence[Line], parts: Sequence[Sequence[int]], name: str) -> Step:
     """Forward and backward of all parts with one forward, and weights of both signs for the log-probs."""
     total = sum(sum(row.loss_mask) for row in rows)
     longest = max(len(row.tokens) for row in rows)
@@ -224,13 +227,17 @@ def compare_speed(model: PreTrainedModel, shapes: Sequence[Shape], config: Confi
     return table
 
 
-def peak_bytes(step: Step) -> int:
-    """How much a step raises the peak of resident memory, measured in a fork of this process."""
+def peak_bytes(step: Step, warm_up: Step) -> int:
+    """How much a step raises the peak of resident memory, measured in a fork of this process after a small step."""
 
     def measure(pipe: Connection) -> None:
-        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        # Every larger tensor is a mapping of its own, so that what counts is memory in use and not how it was cut up.
+        ctypes.CDLL(None).mallopt(M_MMAP_THRESHOLD, 2**16)
+        warm_up()
+        gc.collect()
+        before = int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
         step()
-        pipe.send((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024)
+        pipe.send(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 - before)
 
     context = multiprocessing.get_context("fork")
     receiver, sender = context.Pipe(duplex=False)
@@ -244,17 +251,19 @@ def peak_bytes(step: Step) -> int:
 def memory_steps(model: PreTrainedModel, shape: Shape, config: Config) -> tuple[Step, Step]:
     """Steps over padded rows and over trees, both in micro-batches of the same number of tokens."""
     rows = make_rows(shape, np.random.default_rng(config.seed))
-    padded, tree = (
-        make_step(model, rows, micro_batches(rows, config.budget, name), name) for name in ("padded", "tree")
-    )
+    budget = config.budget_rows * max(len(row.tokens) for row in rows)
+    padded, tree = (make_step(model, rows, micro_batches(rows, budget, name), name) for name in ("padded", "tree"))
     return padded, tree
 
 
 def compare_memory(
-    model: PreTrainedModel, peaks: Sequence[tuple[int, int]], shapes: Sequence[Shape], config: Config
+    model: PreTrainedModel, peaks: Sequence[tuple[int, ...]], shapes: Sequence[Shape], config: Config
 ) -> Table:
     """Peaks, and the speed under the same budget beside them."""
-    table = Table(title=f"micro-batches of {config.budget:,} tokens: peak above the model's own, MiB, and CPU seconds")
+    title = (
+        f"micro-batches of the tokens of {config.budget_rows} padded rows: peak above what the model takes, CPU seconds"
+    )
+    table = Table(title=title)
     for heading in ("shape", "padded MiB", "tree MiB", "tree / padded", "padded s", "tree s", "speed"):
         table.add_column(heading, justify="left" if heading == "shape" else "right")
     for shape, (padded_peak, tree_peak) in zip(shapes, peaks, strict=True):
@@ -275,10 +284,8 @@ def main(config: Config) -> None:
     model = random_model()
     shapes = (*SHAPES, NO_SHARING[0])
     # Before anything else: a fork starts with the peak that its parent has had.
-    peaks = [
-        (peak_bytes(padded), peak_bytes(tree))
-        for padded, tree in (memory_steps(model, shape, config) for shape in shapes if config.memory)
-    ]
+    small = memory_steps(model, Shape("small", 4, (2, 2)), config)
+    peaks = [tuple(map(peak_bytes, memory_steps(model, shape, config), small)) for shape in shapes if config.memory]
     keep_freed_memory()
     console = Console(width=140)
     console.print(

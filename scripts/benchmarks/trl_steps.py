@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import json
 import random
+import statistics
 import sys
 import tempfile
 import time
@@ -44,8 +45,6 @@ def make_tokenizer(size: int) -> Any:
     class Tokenizer(transformers.PreTrainedTokenizerFast):  # type: ignore[misc, name-defined]
         """Reads a message without looking at it."""
 
-        response_template = "every message is a call"  # that there is one makes TRL ask ``parse_response``
-
         def parse_response(self, response: Sequence[int], **_: object) -> dict[str, Any]:
             text = self.decode(response)
             call = {"type": "function", "function": {"name": "lookup", "arguments": {"text": text}}}
@@ -56,13 +55,13 @@ def make_tokenizer(size: int) -> Any:
     backend.pre_tokenizer = splitters.WhitespaceSplit()
     tokenizer = Tokenizer(tokenizer_object=backend, eos_token="<end>", pad_token="w0")  # noqa: S106
     tokenizer.chat_template = TEMPLATE
+    tokenizer.response_template = "every message is a call"  # that there is one makes TRL ask ``parse_response``
     return tokenizer
 
 
-def share_of_low_words(text: str) -> float:
-    """The reward: how many of the words are from the first half of the vocabulary."""
-    words = text.split()
-    return sum(int(word[1:]) < 512 for word in words) / len(words)
+def mean_number(text: str, size: int) -> float:
+    """The reward: the mean of the words' numbers, as a share of the vocabulary."""
+    return statistics.fmean(int(word[1:]) for word in text.split()) / size
 
 
 def make_trainer(work: dict[str, Any], folder: str, callbacks: list[Any]) -> Any:
@@ -71,7 +70,7 @@ def make_trainer(work: dict[str, Any], folder: str, callbacks: list[Any]) -> Any
     torch.manual_seed(0)
     model = transformers.Qwen3ForCausalLM(transformers.Qwen3Config(**work["model"]))
     model.generation_config.eos_token_id = None
-    with_tools = work["turns"] > 1
+    with_tools, size = work["turns"] > 1, work["model"]["vocab_size"]
     reply = " ".join(f"w{index}" for index in work["reply"])
 
     def lookup(text: str) -> str:
@@ -84,10 +83,9 @@ def make_trainer(work: dict[str, Any], folder: str, callbacks: list[Any]) -> Any
         return reply
 
     def rewards(completions: Sequence[Any], **_: object) -> list[float]:
-        return [share_of_low_words(one[-1]["content"] if with_tools else one) for one in completions]
+        return [mean_number(one[-1]["content"] if with_tools else one, size) for one in completions]
 
     draw = random.Random(0)
-    size = work["model"]["vocab_size"]
     texts = [" ".join(f"w{draw.randrange(size)}" for _ in range(work["prompt_tokens"])) for _ in range(256)]
     prompts: list[Any] = [[{"role": "user", "content": text}] for text in texts] if with_tools else texts
     rows = work["prompts"] * work["rollouts"]
@@ -151,6 +149,10 @@ def main() -> None:
 
     with tempfile.TemporaryDirectory() as folder:
         trainer = make_trainer(work, folder, [Steps()])
+        if work["turns"] > 1:
+            message = {"role": "tool", "name": "lookup", "content": " ".join(f"w{index}" for index in work["reply"])}
+            if trainer._get_tool_suffix_ids([message]) != work["reply"]:  # noqa: SLF001
+                raise RuntimeError(f"the tool's reply is not the tokens {work['reply']}")
         results.write(json.dumps({"trl": version("trl"), "torch": version("torch")}) + "\n")
         results.flush()
         trainer.train()

@@ -46,7 +46,7 @@ class FakeEngine:
         model: Begins with other weights than the trainer's.
         dead: Raises in whatever it does.
         stale: Takes no weights, and says that it has.
-        hold_at: Tokens of a turn after which it waits; None for never.
+        hold_at: Tokens of a turn after which it waits; None for never. A score never waits.
         prompts: Of the turns that it began.
         aborted: Names of the turns that were broken off.
         running: How many turns it samples now.
@@ -110,7 +110,7 @@ async def outputs(
     try:
         while reason is None:
             await asyncio.sleep(0)
-            while engine.hold_at is not None and len(sampled) >= engine.hold_at:
+            while engine.hold_at is not None and len(sampled) >= engine.hold_at and "seed" in settings:
                 engine.check()
                 await asyncio.sleep(0.005)
             engine.check()

@@ -81,7 +81,7 @@ def test_adapters_are_float32_in_a_model_of_half_precision() -> None:
 
 
 def test_every_process_begins_with_the_same_adapters_and_no_random_state_is_touched() -> None:
-    models = []
+    models: list[PreTrainedModel] = []
     for seed in (1, 2):
         models.append(make_model())
         torch.manual_seed(seed)

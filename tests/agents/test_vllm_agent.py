@@ -22,16 +22,15 @@ from forkgym.agents.errors import AgentFailure
 from forkgym.agents.loading import load_tokenizer
 from forkgym.agents.transformers_agent import TransformersAgent
 from forkgym.agents.vllm_agent import VllmAgent
-from forkgym.trainers.algorithms import ALGORITHMS, make_samples
 from forkgym.trainers.config import BranchingConfig, RolloutConfig, TrainerConfig
 from forkgym.trainers.growth import Env
-from forkgym.trainers.loop import make_learner
-from forkgym.trainers.packing import pad
+from forkgym.trainers.learner import make_learner
 from forkgym.trainers.rollout import RolloutSettings, TaskRef, roll_out
 from forkgym.trainers.types import Group
-from forkgym.trainers.update import token_logprobs, update
+from forkgym.trainers.update import update
 from tests.agents.tiny import complete, completions, drive, full_measures
-from tests.trainers.test_tokens import pretend_rewards
+from tests.trainers.logprobs import row_logprobs
+from tests.trainers.small_trees import with_rewards
 
 pytestmark = pytest.mark.skipif(importlib.util.find_spec("vllm") is None, reason="vLLM is not installed")
 
@@ -103,14 +102,8 @@ def grow(agent: Agent, seed: int, temperature: float = 1.0) -> tuple[Group, ...]
 
 def largest_gap(model: PreTrainedModel, groups: tuple[Group, ...]) -> float:
     """Largest difference between sampled and trained log-probs over all trajectories, nats."""
-    rewards = [[float(place) for place in range(len(group.trajectories))] for group in groups]  # so that all count
-    samples = make_samples(groups, rewards, ALGORITHMS["gpg"])
-    assert len(samples) == sum(len(group.trajectories) for group in groups)
     assert max(len(group.path(one.leaf)) for group in groups for one in group.trajectories) > 2
-    batch = pad(samples, 0, torch.device("cpu"))
-    with torch.no_grad():
-        gap_BT = token_logprobs(model, batch, 1.0) - batch.old_logprobs_BT
-    return float(gap_BT[batch.loss_mask_BT].abs().max())
+    return float(row_logprobs(model, groups).abs().max())
 
 
 def check_measures(model: PreTrainedModel, request: Request, completion: Completion) -> None:
@@ -171,7 +164,7 @@ def test_weights_of_each_optimizer_step_are_sampled_from(policy: Policy) -> None
     learner, _ = make_learner(model, 0, 1.0, TrainerConfig(learning_rate=1e-2))
     groups = grow(agent, seed=2)
     rewards = [[float(place % 2) for place in range(len(group.trajectories))] for group in groups]
-    groups = tuple(pretend_rewards(group, given) for group, given in zip(groups, rewards, strict=True))
+    groups = tuple(with_rewards(group, given) for group, given in zip(groups, rewards, strict=True))
     prompt = Request("p", prompt_of(300), 8, (), seed=0)
     for step in range(1, 21):
         assert update(learner, groups, rewards, TrainerConfig(learning_rate=1e-2))["step_skipped"] == 0

@@ -26,7 +26,7 @@ def test_it_samples_from_the_base_with_the_adapters_of_each_step() -> None:
     agent = VllmAgent(model, tokenizer, slots=4, config=VllmConfig(cache_gib=0.125, max_context=256))
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-2)
     request = Request("x", tuple(range(3, 60)), 16, (), seed=0)
-    first = complete(agent, request)
+    first = found = complete(agent, request)
     agent.release("x")
     for step in range(1, 4):
         ids = torch.randint(len(tokenizer), (2, 30), generator=torch.Generator().manual_seed(step))

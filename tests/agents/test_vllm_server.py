@@ -118,10 +118,12 @@ def test_entropies_of_a_few_log_probs_say_how_far_off_they_may_be(monkeypatch: p
 
 def test_a_turn_ends_at_the_token_that_completes_a_stop_string(setup: Setup) -> None:
     agent = setup.agent
-    for seed in range(12):
+    for seed in range(8):
         free = run(agent, [replace(REQUEST, max_tokens=40, seed=seed)])["x"]
         piece = max(free.text.split("\ufffd"), key=len)
-        stop = piece[len(piece) // 2 :][:2]  # of whole tokens, or parts of one or two
+        stop = piece[len(piece) // 2 :][:2] or "</a>"  # of whole tokens, or parts of one or two
+        if stop not in free.text:
+            continue
         stopped = run(agent, [replace(REQUEST, max_tokens=40, seed=seed, stop=(stop,))])["x"]
         count = next(count for count in range(1, 41) if stop in agent.codec.decode(free.tokens[:count]))
         assert stopped.tokens == free.tokens[:count]
@@ -133,7 +135,7 @@ def test_a_turn_ends_at_the_token_that_completes_a_stop_string(setup: Setup) -> 
 def test_the_end_token_ends_a_turn_and_is_no_text(setup: Setup) -> None:
     end = TOKENIZER.eos_token_id
     assert isinstance(end, int)
-    found = run(setup.agent, [replace(REQUEST, uid=str(seed), seed=seed, max_tokens=60) for seed in range(60)])
+    found = run(setup.agent, [replace(REQUEST, uid=str(seed), seed=seed, max_tokens=60) for seed in range(12)])
     ended = [one for one in found.values() if one.finish_reason is FinishReason.END]
     assert ended
     for completion in ended:
@@ -170,7 +172,7 @@ def test_turns_go_to_the_server_with_the_fewest_and_stay_where_their_context_is(
     done = completions(drive(agent, first))
     for group in range(4):  # the turns of a task are together, and the tasks are spread
         assert sorted(engine.prompts.count(prompts[group]) for engine in engines) == [0, 3]
-    assert [len(engine.prompts) for engine in engines] == [8, 8]  # 2 scores and 6 turns of each
+    assert [len(engine.prompts) for engine in engines] == [7, 7]  # a score and 6 turns of each
     following = [
         Request(f"{one.uid}/next", one.tokens + done[one.uid].tokens + (5,), 3, (), seed=0, continues=one.uid)
         for one in first
@@ -242,6 +244,21 @@ def test_no_server_left_is_said_with_the_reasons(setup: Setup) -> None:
         server.engine.dead = True
     with pytest.raises(AgentFailure, match=r"no vLLM server is left \(http://127.0.0.1:\d+: status 500: dead; http"):
         finish(setup.agent, {"x"})
+    setup.agent.abort("x")  # as a rollout does that fails
+
+
+def test_a_server_that_is_silent_for_too_long_is_asked_anew_and_then_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("forkgym.agents.vllm_routes.BEAT_S", 0.05)
+    with fake_server(monkeypatch) as server:
+        config = VllmServerConfig(answer_timeout_s=5, timeout_s=1.0)
+        agent = VllmServerAgent(MODEL, TOKENIZER, [server.url], config=config)
+        time.sleep(1.5)  # longer than the silence that is allowed: signs of life come where there is nothing to do
+        server.engine.hold_at = 1
+        agent.submit(REQUEST)
+        with pytest.raises(AgentFailure, match="no vLLM server is left .*it was silent for too long"):
+            finish(agent, {"x"})
+        assert server.engine.prompts.count(REQUEST.tokens) == 3
+        agent.close()
 
 
 def test_a_server_that_is_back_gets_the_next_weights_before_it_is_used(setup: Setup) -> None:
@@ -289,8 +306,6 @@ def test_another_trainer_on_the_same_server_is_noticed(setup: Setup) -> None:
         server.engine.hold_at = 1
     setup.agent.submit(REQUEST)
     setup.agent.step()
-    for server in setup.servers:
-        server.engine.hold_at = None
     other = make_agent([server.url for server in setup.servers])
     for server in setup.servers:
         server.engine.hold_at = None

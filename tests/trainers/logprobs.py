@@ -75,7 +75,7 @@ def sampled_by_model(model: torch.nn.Module, groups: Sequence[Group]) -> list[Gr
         for one, logprobs_T in zip(group.trajectories, logprobs_BT, strict=True):
             at = len(group.prompt_tokens)
             for node in group.path(one.leaf):
-                by_uid[node.uid] = tuple(logprobs_T[at : at + len(node.tokens)].tolist())
+                by_uid[node.uid] = tuple(float(log) for log in logprobs_T[at : at + len(node.tokens)])
                 at += len(node.tokens) + len(node.observation_tokens)
         found.append(replace(group, turns=tuple(replace(one, logprobs=by_uid[one.uid]) for one in group.turns)))
     return found

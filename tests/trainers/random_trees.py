@@ -60,7 +60,7 @@ def sampled_by(group: Group, table: torch.Tensor) -> Group:
     turns: list[Turn] = []
     for one in group.turns:
         before = (last[one.parent], *one.tokens[:-1])
-        turns.append(replace(one, logprobs=tuple(logs[before, one.tokens].tolist())))
+        turns.append(replace(one, logprobs=tuple(float(log) for log in logs[before, one.tokens])))
         last[one.uid] = (*one.tokens, *one.observation_tokens)[-1]
     return replace(group, turns=tuple(turns))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 from forkgym.agents.base import FinishReason
 from forkgym.envs.tasks import StopReason
@@ -51,4 +52,14 @@ def three_leaves() -> Group:
             turn("t1d1", "t1d0", (6,)),
         ),
         trajectories=(trajectory("t0d1", 1.0), trajectory("t1d1", 0.0), trajectory("t2d1", 0.0)),
+    )
+
+
+def with_rewards(group: Group, rewards: Sequence[float]) -> Group:
+    """The same tree with other rewards on its leaves."""
+    by_leaf = dict(zip((one.leaf for one in group.trajectories), rewards, strict=True))
+    return replace(
+        group,
+        turns=tuple(replace(one, reward=by_leaf.get(one.uid, 0.0)) for one in group.turns),
+        trajectories=tuple(replace(one, reward=by_leaf[one.leaf]) for one in group.trajectories),
     )

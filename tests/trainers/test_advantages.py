@@ -121,11 +121,11 @@ def test_differences_by_hand() -> None:
 
 def test_equal_rewards_have_no_advantage_whatever_they_are_divided_by() -> None:
     # The mean of three times 0.1 is 1.4e-17 above it: over 1e-6 that would be an advantage of 1.4e-11.
-    returns_GD = [(0.1,)] * 3
+    returns_GD: list[tuple[float, ...]] = [(0.1,)] * 3
     advantages = flat(differences(returns_GD, mean_baseline(returns_GD), deviation([0.1] * 3)))
     assert advantages == pytest.approx([0.0] * 3, abs=1e-15)
     # Without a baseline it would be 1e5.
-    assert flat(differences(returns_GD, [(0.0,)] * 3, deviation([0.1] * 3))) == [0.1] * 3
+    assert flat(differences(returns_GD, constant([0.0] * 3, returns_GD), deviation([0.1] * 3))) == [0.1] * 3
 
 
 def test_a_shared_turn_gets_the_mean_over_its_leaves() -> None:

@@ -5,18 +5,19 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
 
 from forkgym.envs.tasks import StopReason
 from forkgym.trainers.algorithm_config import CreditConfig, SegmentConfig
-from forkgym.trainers.algorithms import ALGORITHMS, Algorithm, Segmentation
+from forkgym.trainers.algorithms import ALGORITHMS, Algorithm, Baseline, Segmentation
 from forkgym.trainers.credit import CreditRule, Paid, check_rewards, has_signal, make_samples, shuffled_rewards
 from forkgym.trainers.packing import make_row
 from forkgym.trainers.segments import segment_begins
 from forkgym.trainers.types import Group, Row, Sample
-from tests.trainers.small_trees import three_leaves, trajectory, turn
+from tests.trainers.small_trees import three_leaves, trajectory, turn, with_rewards
 from tests.trainers.test_advantages import paid_on_the_way
 
 SUM = Algorithm(normalisation="sum")
@@ -28,14 +29,14 @@ def rows_of(group: Group, kind: Segmentation = "turn") -> list[Row]:
 
 
 def samples_of(
-    *groups: Group, algorithm: Algorithm = SUM, most_tokens: int = 10, greedy: float = 0.0, **config: object
+    *groups: Group, algorithm: Algorithm = SUM, most_tokens: int = 10, greedy: float = 0.0, **config: Any
 ) -> list[Sample]:
-    rule = CreditRule(algorithm, CreditConfig(**config), most_tokens)  # type: ignore[arg-type]  # fields by name
+    rule = CreditRule(algorithm, CreditConfig(**config), most_tokens)
     paid = [Paid(group.rewards, greedy) for group in groups]
     return make_samples(groups, [rows_of(group) for group in groups], paid, rule)
 
 
-def credit_of(*groups: Group, algorithm: Algorithm = SUM, **config: object) -> list[list[float]]:
+def credit_of(*groups: Group, algorithm: Algorithm = SUM, **config: Any) -> list[list[float]]:
     """The advantage of each sampled token, by trajectory."""
     samples = samples_of(*groups, algorithm=algorithm, **config)
     return [
@@ -46,13 +47,7 @@ def credit_of(*groups: Group, algorithm: Algorithm = SUM, **config: object) -> l
 
 def alike(reward: float) -> Group:
     """The tree of three leaves with one reward on all of them."""
-    group = three_leaves()
-    leaves = {one.leaf for one in group.trajectories}
-    return replace(
-        group,
-        turns=tuple(replace(one, reward=reward if one.uid in leaves else 0.0) for one in group.turns),
-        trajectories=tuple(replace(one, reward=reward) for one in group.trajectories),
-    )
+    return with_rewards(three_leaves(), [reward] * 3)
 
 
 def close(found: Sequence[Sequence[float]], expected: Sequence[Sequence[float]]) -> bool:
@@ -72,7 +67,7 @@ def test_advantages_stand_on_sampled_tokens_alone() -> None:
 
 
 def test_each_baseline_by_hand() -> None:
-    def by(baseline: str, **config: object) -> list[list[float]]:
+    def by(baseline: Baseline, **config: Any) -> list[list[float]]:
         algorithm = replace(SUM, baseline=baseline)
         return credit_of(three_leaves(), algorithm=algorithm, **config)
 
@@ -207,10 +202,10 @@ def test_what_ended_by_itself_is_kept(reason: StopReason, kept: bool) -> None:
 
 
 def critic_samples(
-    group: Group, values: Sequence[Sequence[float]], kind: Segmentation, rewards: Sequence[float], **config: object
+    group: Group, values: Sequence[Sequence[float]], kind: Segmentation, rewards: Sequence[float], **config: Any
 ) -> list[Sample]:
     algorithm = replace(SUM, baseline="critic", segments=kind)
-    rule = CreditRule(algorithm, CreditConfig(**config))  # type: ignore[arg-type]  # fields by name
+    rule = CreditRule(algorithm, CreditConfig(**config))
     return make_samples([group], [rows_of(group, kind)], [Paid(rewards, values_G=values)], rule)
 
 

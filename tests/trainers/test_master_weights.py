@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
@@ -139,8 +139,7 @@ class Training:
         self.model = make_model(dtype=torch.bfloat16)
         bare = adamw(self.model, 1e-4)
         self.scheduler = LambdaLR(bare, lambda step: 0.9**step)
-        prepared: Any = Accelerator(cpu=True).prepare(self.model, bare)
-        self.optimizer = prepared[1]
+        self.optimizer: Any = cast(Any, Accelerator(cpu=True)).prepare(self.model, bare)[1]
 
     def train(self, steps: range) -> None:
         for step in steps:
@@ -178,6 +177,13 @@ def test_a_checkpoint_goes_on_to_the_bit(tmp_path: Path) -> None:
     masters: list[torch.Tensor] = unbroken.optimizer.state_dict()["masters"]
     # Not as by rounding on the way: what the copies hold beyond the weights is there.
     assert any(not torch.equal(weight, master) for weight, master in zip(weights, masters, strict=True))
+
+
+def test_a_state_without_copies_is_refused() -> None:
+    module = linear(1.0)
+    full = adamw(linear(1.0, torch.float32), 1e-3)
+    with pytest.raises(ValueError, match=r"has no float32 copies of the weights: was agent\.dtype another one"):
+        adamw(module, 1e-3).load_state_dict(full.state_dict())
 
 
 def test_older_versions_of_torch_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
@@ -39,10 +39,16 @@ ROUND = ModelSizes(
 )
 
 
-def small(kind: type[PreTrainedConfig], **settings: Any) -> PreTrainedConfig:
-    sizes = {"hidden_size": 256, "intermediate_size": 768, "num_hidden_layers": 2, "vocab_size": 64}
-    heads = {"num_attention_heads": 4, "num_key_value_heads": 2}
-    return kind(**sizes, **heads, tie_word_embeddings=True, **settings)
+SIZES: dict[str, Any] = {
+    "hidden_size": 256,
+    "intermediate_size": 768,
+    "num_hidden_layers": 2,
+    "vocab_size": 64,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "tie_word_embeddings": True,
+}
+QWEN2, QWEN3 = Qwen2Config(**SIZES), Qwen3Config(**SIZES, head_dim=64)
 
 
 def test_states_by_hand() -> None:
@@ -78,17 +84,16 @@ def test_keys_and_values_by_hand() -> None:
 
 def test_adapters_are_counted_as_peft_makes_them() -> None:
     pytest.importorskip("peft")
-    config = small(Qwen3Config, head_dim=64)
-    model: Any = AutoModelForCausalLM.from_config(config)
-    assert sizes_of(config).parameters == sum(parameter.numel() for parameter in model.parameters())
+    model: Any = cast(Any, AutoModelForCausalLM).from_config(QWEN3)
+    assert sizes_of(QWEN3).parameters == sum(parameter.numel() for parameter in model.parameters())
     add_adapters(model, LoraConfig(rank=3))
     trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
-    assert sizes_of(config).ends * 3 == trained
+    assert sizes_of(QWEN3).ends * 3 == trained
 
 
-@pytest.mark.parametrize("config", [small(Qwen2Config), small(Qwen3Config, head_dim=64)], ids=["qwen2", "qwen3"])
+@pytest.mark.parametrize("config", [QWEN2, QWEN3], ids=["qwen2", "qwen3"])
 def test_what_a_layer_keeps_is_what_it_really_keeps(config: PreTrainedConfig) -> None:
-    model: Any = AutoModelForCausalLM.from_config(config).to(torch.bfloat16).eval()
+    model: Any = cast(Any, AutoModelForCausalLM).from_config(config).to(torch.bfloat16).eval()
     count = 512
     states = torch.randn(1, count, 256, dtype=torch.bfloat16, requires_grad=True)
     rotations = model.model.rotary_emb(states, torch.arange(count)[None])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import dataclass
 from typing import Any
 
 import pytest
@@ -14,11 +15,20 @@ from forkgym.agents.config import LoraConfig
 from forkgym.agents.lora import add_adapters
 from forkgym.agents.transformers_agent import TransformersAgent
 from forkgym.trainers.forward.measures import ForwardSettings
-from forkgym.trainers.forward.tree import ProbeRow, tree_forward
+from forkgym.trainers.forward.tree import tree_forward
 from forkgym.trainers.memory_saving import checkpoint_activations
 from tests.agents.tiny import byte_tokenizer, complete, make_model
 
 IDS = torch.arange(3, 63).reshape(2, 30)
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """A trajectory as the forward over trees takes it."""
+
+    tokens: tuple[int, ...]
+    loss_mask: tuple[bool, ...]
+    starts: tuple[int, ...]
 
 
 def gradients(model: PreTrainedModel) -> tuple[dict[str, torch.Tensor], int]:
@@ -79,9 +89,7 @@ def test_with_adapters() -> None:
 
 def test_on_trees() -> None:
     # The attention that reads a tree's plan is switched on for a forward alone, and has to be there again later.
-    rows = [
-        ProbeRow((*range(5, 25), *last), (False,) * 20 + (True,) * 6, (20,)) for last in (range(30, 36), range(40, 46))
-    ]
+    rows = [Row((*range(5, 25), *last), (False,) * 20 + (True,) * 6, (20,)) for last in (range(30, 36), range(40, 46))]
     found: list[dict[str, torch.Tensor]] = []
     for saving in (False, True):
         model = make_model()

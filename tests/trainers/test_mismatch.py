@@ -5,32 +5,31 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import replace
-from types import SimpleNamespace
+from typing import get_args
 
 import pytest
 import torch
+from transformers import Qwen3ForCausalLM
 
+from forkgym.trainers.algorithms import AlgorithmName
 from forkgym.trainers.config import TrainerConfig
-from forkgym.trainers.loop import make_learner
+from forkgym.trainers.learner import make_learner
 from forkgym.trainers.mismatch import importance_weights, mismatch_metrics
 from forkgym.trainers.types import Group
-from forkgym.trainers.update import update
+from forkgym.trainers.update import Circumstances, update
+from tests.trainers.logprobs import PAD, tiny_qwen
 from tests.trainers.small_trees import three_leaves
 
 VOCABULARY = 10
 
 
-class UniformModel(torch.nn.Module):
-    """Every token has probability 1 / 10, wherever it stands."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.logits_V = torch.nn.Parameter(torch.zeros(VOCABULARY))
-
-    def forward(self, input_ids: torch.Tensor, use_cache: bool, logits_to_keep: torch.Tensor) -> SimpleNamespace:
-        """The same logits for each position that is asked for."""
-        assert not use_cache
-        return SimpleNamespace(logits=self.logits_V.expand(len(input_ids), len(logits_to_keep), VOCABULARY))
+def uniform_model() -> tuple[Qwen3ForCausalLM, torch.nn.Parameter]:
+    """Every token has probability 1 / 10, wherever it stands; what is trained is one logit a token, for all places."""
+    model = tiny_qwen(VOCABULARY).requires_grad_(False)
+    model.lm_head = torch.nn.Linear(model.config.hidden_size, VOCABULARY)
+    torch.nn.init.zeros_(model.lm_head.weight.requires_grad_(False))
+    torch.nn.init.zeros_(model.lm_head.bias)
+    return model, model.lm_head.bias
 
 
 def sampled_with(probabilities: Mapping[str, float]) -> Group:
@@ -43,13 +42,14 @@ def sampled_with(probabilities: Mapping[str, float]) -> Group:
 
 def step(algorithm: str, probabilities: Mapping[str, float]) -> tuple[torch.Tensor, Mapping[str, float]]:
     """The gradient of the ten logits, and the metrics."""
-    model, group = UniformModel(), sampled_with(probabilities)
+    group = sampled_with(probabilities)
+    model, logits_V = uniform_model()
     # Micro-batches of one row: what is compared is the whole batch all the same.
-    config = TrainerConfig(algorithm=algorithm, max_grad_norm=1e9, micro_batch_tokens=1)  # type: ignore[arg-type]  # one of the four
-    learner, _ = make_learner(model, 0, 1.0, config)
-    outcome = update(learner, [group], [group.rewards], config)
-    assert model.logits_V.grad is not None
-    return model.logits_V.grad, outcome
+    config = TrainerConfig(algorithm=algorithm, max_grad_norm=1e9, micro_batch_tokens=1)  # type: ignore[arg-type]  # one of the table's
+    learner, _ = make_learner(model, PAD, 1.0, config)
+    outcome = update(learner, [group], [group.rewards], config, Circumstances(greedy_rewards=(0.25,), most_tokens=4))
+    assert logits_V.grad is not None
+    return logits_V.grad, outcome
 
 
 def test_weights_by_hand() -> None:
@@ -111,7 +111,7 @@ def test_an_engine_that_agrees_changes_nothing() -> None:
     assert torch.equal(rounded, gradient)
 
 
-@pytest.mark.parametrize("algorithm", ["gpg", "arpo-gpg", "grpo", "arpo"])
+@pytest.mark.parametrize("algorithm", get_args(AlgorithmName))
 @pytest.mark.parametrize(("probability", "weight"), [(0.2, 0.5), (0.08, 1.25), (0.01, 2.0)])
 def test_every_algorithm_weighs_each_token(algorithm: str, probability: float, weight: float) -> None:
     plain, _ = step(algorithm, {})

@@ -58,7 +58,7 @@ def loss_of(
 
 def slope_of(found: Objective, leaf: torch.Tensor) -> list[float]:
     (slope,) = torch.autograd.grad(found.loss, leaf)
-    return slope[0].tolist()
+    return [float(one) for one in slope[0]]
 
 
 def test_the_whole_equation() -> None:
@@ -163,7 +163,7 @@ def test_the_value_of_a_segment_that_goes_on_after_an_observation_counts_once() 
         batch = row_batch(segments=segments, advantages=(0,) * 5, targets=(WILD, 0, 0, WILD, 0))
         found = objective(measures, batch, FixedLogprobs(), rule)
         assert found.loss.item() == pytest.approx(found.value_errors_N.square().sum().item() / 4)
-        return found.value_errors_N.tolist()
+        return [float(one) for one in found.value_errors_N]
 
     assert errors((-1, 0, 0, -1, 0)) == [1.0]
     assert errors((-1, 0, 0, -1, 1)) == [1.0, 5.0]

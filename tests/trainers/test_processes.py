@@ -15,9 +15,15 @@ import pytest
 import torch
 from accelerate import Accelerator
 
+from forkgym.trainers.collection import Collector
 from forkgym.trainers.config import TrainerConfig
+from forkgym.trainers.learner import make_learner
 from forkgym.trainers.processes import add_up_gradients, gathered, interleaved
 from forkgym.trainers.reference import Reference
+from forkgym.trainers.rollout import TaskRef
+from tests.trainers.logprobs import PAD
+from tests.trainers.test_collection import collector_of
+from tests.trainers.test_collection import settings as rollout_settings
 from tests.trainers.test_update import (
     CLIPPED,
     EVERYTHING,
@@ -54,6 +60,27 @@ def take_step(config: TrainerConfig) -> dict[str, Any]:
     return {"gradient": gradient(learner), "weights": weights(learner), "outcome": outcome}
 
 
+def take_half_step() -> dict[str, Any]:
+    """The same of a model in half precision, whose gradients are in float32; all rows in one part."""
+    learner, _ = make_learner(model_of(2).to(torch.bfloat16), PAD, 1.0, LINEAR)
+    outcome = dict(step(eight_rows(), LINEAR, learner))
+    return {"gradient": gradient(learner), "weights": weights(learner), "outcome": outcome}
+
+
+def roll_trees(accelerator: Accelerator, count: int) -> list[list[str]]:
+    """The task of each tree of a rollout, and of each of the greedy ones with its reward."""
+    collector = Collector(collector_of().agent, collector_of().envs, accelerator)
+    found = collector.collect([TaskRef("loud", index) for index in range(1, count + 1)], rollout_settings(), 0.5, 20)
+    greedy = collector.greedy_rewards(found.tasks, rollout_settings())
+    return [
+        [group.task_uid for group in found.groups],
+        [f"shout/{task.index}" for task in found.tasks],
+        [str(float(task.index % 2 == 0)) for task in found.tasks],
+        [str(reward) for reward in greedy],
+        [group.task_uid for group in found.replaced],
+    ]
+
+
 def work(folder: str) -> None:
     """What each of the processes runs."""
     accelerator = Accelerator()
@@ -68,6 +95,8 @@ def work(folder: str) -> None:
         "orders": orders,
         "sum": one.grad,
         "gathered": everybodys,
+        "half": take_half_step(),
+        "trees": [roll_trees(accelerator, size) for size in (1, 2, 5)],
         "steps": {name: take_step(config) for name, config in CASES.items()},
     }
     torch.save(found, Path(folder) / f"{own}.pt")
@@ -123,6 +152,27 @@ def test_two_processes_have_the_gradient_of_one(by_process: Sequence[dict[str, A
         assert together["outcome"] == pytest.approx(alone["outcome"], abs=1e-5)
     first, second = (found["steps"][name]["weights"] for found in by_process)
     assert torch.equal(first, second)  # to the bit, or they would part over the steps
+
+
+def test_half_precision_adds_up_in_float32(by_process: Sequence[dict[str, Any]]) -> None:
+    alone = take_half_step()
+    for found in by_process:
+        assert found["half"]["gradient"].dtype == torch.float32
+        torch.testing.assert_close(found["half"]["gradient"], alone["gradient"], rtol=0.0, atol=1e-6)
+        assert torch.equal(found["half"]["weights"], alone["weights"])
+
+
+def test_trees_are_shared_out_and_reach_both_in_order(by_process: Sequence[dict[str, Any]]) -> None:
+    first, second = (found["trees"] for found in by_process)
+    assert first == second
+    for size, (trees, tasks, expected, greedy, _) in zip((1, 2, 5), first, strict=True):
+        assert trees == tasks
+        assert greedy == expected
+        assert len(trees) == size
+    valid = [sum(int(uid.removeprefix("shout/")) % 3 == 0 for uid in trees) for trees, *_ in first]
+    assert valid[0] == 1
+    assert valid[1] >= 1
+    assert valid[2] >= 3
 
 
 def test_results_stand_in_the_order_of_the_items(by_process: Sequence[dict[str, Any]]) -> None:

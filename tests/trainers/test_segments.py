@@ -20,8 +20,9 @@ MARKERS = ("<think>", "</think>", "<search>", "</search>", "<result>")
 def begins(
     group: Group, kind: Segmentation, seed: int = 0, marking: Marking | None = None, **numbers: float
 ) -> dict[str, list[bool]]:
-    found = segment_begins(group, kind, SegmentConfig(**numbers), np.random.default_rng(seed), marking)
-    return {uid: turn_begins.tolist() for uid, turn_begins in found.items()}
+    config = SegmentConfig(**numbers)  # type: ignore[arg-type]  # numbers by name
+    found = segment_begins(group, kind, config, np.random.default_rng(seed), marking)
+    return {uid: [bool(one) for one in turn_begins] for uid, turn_begins in found.items()}
 
 
 def long_turn(size: int, count: int = 1) -> Group:
@@ -41,7 +42,7 @@ def within(found: Mapping[str, Sequence[bool]]) -> list[bool]:
 
 def marked(*pieces: str) -> list[bool]:
     """Where segments begin in a turn of these tokens."""
-    return marker_begins(range(len(pieces)), Marking(MARKERS, lambda token: pieces[token])).tolist()
+    return [bool(one) for one in marker_begins(range(len(pieces)), Marking(MARKERS, lambda token: pieces[token]))]
 
 
 @pytest.mark.parametrize(

@@ -24,7 +24,7 @@ from forkgym.trainers.forward.measures import Measures
 from forkgym.trainers.objective import FixedLogprobs, LossRule, objective
 from forkgym.trainers.packing import make_row, pad
 from forkgym.trainers.segments import Marking, segment_begins
-from forkgym.trainers.types import Group
+from forkgym.trainers.types import Group, Row
 from tests.trainers.random_trees import random_table, random_tree, sampled_by, table_logprobs, written_out_gradient
 
 SEEDS = range(12)
@@ -37,7 +37,6 @@ RATIOS: tuple[Ratio, ...] = (
     "sequence-product",
     "sequence-geometric",
 )
-NEAR = {"rtol": 0.0, "atol": 1e-6}
 
 
 def step_groups(seed: int, *, paid_on_the_way: bool = False) -> tuple[torch.Tensor, list[Group]]:
@@ -59,7 +58,7 @@ def gradient(
     rng = np.random.default_rng(0)
     marking = Marking(PIECES[:2], lambda token: PIECES[token])
     numbers = SegmentConfig(mean_length=2.0, entropy_share=0.5)
-    rows = []
+    rows: list[list[Row]] = []
     for group in groups:
         begins = segment_begins(group, algorithm.segments, numbers, rng, marking)
         rows.append([make_row(group, one, begins) for one in group.trajectories])
@@ -76,6 +75,10 @@ def gradient(
     )
     (slope,) = torch.autograd.grad(found.loss, table)
     return slope
+
+
+def assert_near(found: torch.Tensor, expected: torch.Tensor) -> None:
+    torch.testing.assert_close(found, expected, rtol=0.0, atol=1e-6)
 
 
 def whole(groups: Sequence[Group], scales: Sequence[Sequence[float]], table: torch.Tensor) -> torch.Tensor:
@@ -112,8 +115,8 @@ def test_one_segment_is_grpo_with_its_length_normalisation(seed: int, ratio: Rat
     algorithm = replace(ALGORITHMS["grpo"], segments="trajectory", ratio=ratio)
     found = gradient(table, groups, algorithm)
     assert float(found.abs().max()) > 1e-3
-    torch.testing.assert_close(found, whole(groups, scales, table), **NEAR)
-    torch.testing.assert_close(found, gradient(table, groups, ALGORITHMS["grpo"]), **NEAR)
+    assert_near(found, whole(groups, scales, table))
+    assert_near(found, gradient(table, groups, ALGORITHMS["grpo"]))
 
 
 @pytest.mark.parametrize("seed", SEEDS)
@@ -125,15 +128,15 @@ def test_one_token_a_segment_is_the_classical_policy_gradient(
     table, groups = step_groups(seed)
     count = sum(len(group.trajectories) for group in groups)
     scales = [[reward / count for reward in group.rewards] for group in groups]
-    for ratio in ("token", "segment-product", "segment-geometric"):
+    for ratio in RATIOS[:3]:
         algorithm = Algorithm(
             segments="token",
             baseline="none",
             surrogate=surrogate,
-            ratio="none" if surrogate == "gradient" else ratio,  # type: ignore[arg-type]  # one of the three
+            ratio="none" if surrogate == "gradient" else ratio,
             normalisation="sum",
         )
-        torch.testing.assert_close(gradient(table, groups, algorithm), whole(groups, scales, table), **NEAR)
+        assert_near(gradient(table, groups, algorithm), whole(groups, scales, table))
 
 
 @pytest.mark.parametrize("seed", SEEDS)
@@ -146,8 +149,10 @@ def test_with_rewards_on_the_way_it_is_the_classical_one_with_what_is_to_go(seed
         expected -= written_out_gradient(table, group, to_go)
     algorithm = Algorithm(segments="token", baseline="none", surrogate="clipped", ratio="token", normalisation="sum")
     for calibrates in (False, True):
-        found = gradient(table, groups, replace(algorithm, calibrates=calibrates), config=CreditConfig(return_to_go=True))
-        torch.testing.assert_close(found, expected, **NEAR)
+        found = gradient(
+            table, groups, replace(algorithm, calibrates=calibrates), config=CreditConfig(return_to_go=True)
+        )
+        assert_near(found, expected)
     whole_returns = gradient(table, groups, algorithm)
     assert float((whole_returns - expected).abs().max()) > 1e-3
 
@@ -159,7 +164,7 @@ def test_on_policy_no_segmentation_and_no_ratio_changes_the_gradient(seed: int) 
     expected = gradient(table, groups, Algorithm())
     for segments, ratio in itertools.product(SEGMENTATIONS, RATIOS):
         algorithm = Algorithm(segments=segments, surrogate="clipped", ratio=ratio)
-        torch.testing.assert_close(gradient(table, groups, algorithm), expected, **NEAR)
+        assert_near(gradient(table, groups, algorithm), expected)
 
 
 @pytest.mark.parametrize("seed", SEEDS)
@@ -172,7 +177,7 @@ def test_in_a_linear_loss_neither_segments_nor_calibration_change_anything(
     expected = gradient(table, groups, plain)
     for segments, calibrates in itertools.product(SEGMENTATIONS, (False, True)):
         algorithm = replace(plain, segments=segments, calibrates=calibrates)
-        torch.testing.assert_close(gradient(table, groups, algorithm), expected, **NEAR)
+        assert_near(gradient(table, groups, algorithm), expected)
 
 
 @pytest.mark.parametrize("seed", SEEDS)
@@ -181,8 +186,10 @@ def test_nor_do_they_with_node_weights(seed: int) -> None:
     table, groups = step_groups(seed)
     plain = Algorithm(baseline="others", normalisation="sum")
     expected = gradient(table, groups, plain, config=CreditConfig(tree_weights="node"))
-    found = gradient(table, groups, replace(plain, calibrates=True, segments="turn"), config=CreditConfig(tree_weights="node"))
-    torch.testing.assert_close(found, expected, **NEAR)
+    found = gradient(
+        table, groups, replace(plain, calibrates=True, segments="turn"), config=CreditConfig(tree_weights="node")
+    )
+    assert_near(found, expected)
 
 
 def changed_by(table: torch.Tensor, groups: Sequence[Group], one: Algorithm, other: Algorithm, seed: int) -> float:
@@ -204,7 +211,7 @@ def test_off_policy_with_a_clip_both_matter(seed: int) -> None:
 
 def test_off_policy_with_a_clip_calibration_matters() -> None:
     # Only where a shared turn's leaves have advantages of either sign does it change what is clipped.
-    gaps = []
+    gaps: list[float] = []
     for seed in SEEDS:
         table, groups = step_groups(seed)
         clipped = Algorithm(segments="turn", surrogate="clipped", ratio="token")
@@ -224,7 +231,7 @@ def test_off_policy_without_a_clip_calibration_does_not_matter_but_segments_do()
 
 def test_with_each_trajectorys_own_length_calibration_matters() -> None:
     # GRPO's normalisation weighs a shared turn's leaves by their lengths, calibration by their number.
-    gaps = []
+    gaps: list[float] = []
     for seed in SEEDS:
         table, groups = step_groups(seed)
         plain = Algorithm(segments="turn", normalisation="trajectories")

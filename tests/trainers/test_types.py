@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from forkgym.trainers.types import Sample
+from forkgym.trainers.types import Row, Sample
 from tests.trainers.small_trees import three_leaves, trajectory, turn
 
 
@@ -40,6 +40,18 @@ def test_a_group_that_is_no_tree_is_refused(change: dict[str, object], message: 
         replace(three_leaves(), **change)  # type: ignore[arg-type]  # the fields differ by case
 
 
-def test_a_sample_has_as_much_of_everything() -> None:
-    with pytest.raises(ValueError, match="differ in length"):
-        Sample((1, 2), (True,), (0.0, 0.0), (0.0, 0.0))
+ROW = Row(tokens=(1, 2), loss_mask=(False, True), starts=(1,), segments=(-1, 0), old_logprobs=(0.0, -1.0))
+
+
+@pytest.mark.parametrize("field", ["tokens", "loss_mask", "segments", "old_logprobs"])
+def test_a_row_has_as_much_of_everything(field: str) -> None:
+    with pytest.raises(ValueError, match="a row's tokens, mask, segments and log-probs differ in length"):
+        replace(ROW, **{field: getattr(ROW, field)[:1]})
+
+
+def test_a_sample_has_as_much_as_its_row() -> None:
+    Sample(ROW, advantages=(0.0, 1.0), weight=1.0)
+    Sample(ROW, advantages=(0.0, 1.0), weight=1.0, targets=(0.0, 0.5))
+    for advantages, targets in (((0.0,), ()), ((0.0, 1.0), (0.5,))):
+        with pytest.raises(ValueError, match="advantages or targets differ in length from its row"):
+            Sample(ROW, advantages, 1.0, targets)

@@ -25,7 +25,7 @@ from forkgym.trainers.types import Group
 from forkgym.trainers.update import Circumstances, NonFiniteError, update
 from tests.trainers.logprobs import PAD, row_logprobs, rows_of, sampled_by_model, tiny_qwen
 from tests.trainers.random_trees import VOCABULARY, random_tree
-from tests.trainers.small_trees import three_leaves, trajectory, turn
+from tests.trainers.small_trees import three_leaves, trajectory, turn, with_rewards
 
 FORWARD_NAMES: tuple[Literal["padded", "tree"], ...] = ("padded", "tree")
 
@@ -70,15 +70,6 @@ def eight_rows() -> list[Group]:
     return sampled_by_model(MODEL, groups)
 
 
-def with_rewards(group: Group, rewards: Sequence[float]) -> Group:
-    by_leaf = dict(zip((one.leaf for one in group.trajectories), rewards, strict=True))
-    return replace(
-        group,
-        turns=tuple(replace(one, reward=by_leaf.get(one.uid, 0.0)) for one in group.turns),
-        trajectories=tuple(replace(one, reward=by_leaf[one.leaf]) for one in group.trajectories),
-    )
-
-
 def hardly_rewarded() -> list[Group]:
     """The same with rewards of next to nothing, so that what is added to the loss decides."""
     return [with_rewards(group, [0.001 * one for one in group.rewards]) for group in eight_rows()]
@@ -103,7 +94,8 @@ def weights(learner: Learner) -> torch.Tensor:
 
 
 def settings(algorithm: AlgorithmName = "gpg", **changes: Any) -> TrainerConfig:
-    return TrainerConfig(algorithm=algorithm, **{"max_grad_norm": 1e9, "forward": "padded", **changes})
+    defaults: dict[str, Any] = {"max_grad_norm": 1e9, "forward": "padded"}
+    return TrainerConfig(algorithm=algorithm, **(defaults | changes))
 
 
 def step(groups: Sequence[Group], config: TrainerConfig, learner: Learner | None = None) -> Mapping[str, float]:
@@ -204,19 +196,18 @@ def test_ratios_compare_with_the_policy_before_the_first_update() -> None:
 MIXED = (1.0, 0.0, 0.0, 0.0)
 
 
-@pytest.mark.parametrize(
-    "change", [lambda r: r, lambda r: 2 * r - 1, lambda r: 0.1 + 0.9 * r], ids=["01", "+-1", "floor"]
-)
+@pytest.mark.parametrize(("scale", "least"), [(1.0, 0.0), (2.0, -1.0), (0.9, 0.1)], ids=["01", "+-1", "floor"])
 @pytest.mark.parametrize(
     ("rewards", "alpha"),
     [((MIXED, MIXED), 1.0), ((MIXED, (0.0,) * 4), 2.0), (((1.0,) * 4, MIXED), 2.0)],
     ids=["two mixed", "one all wrong", "one all right"],
 )
 def test_alpha_makes_up_for_groups_without_a_signal(
-    rewards: tuple[Sequence[float], Sequence[float]], alpha: float, change: Any
+    rewards: tuple[Sequence[float], Sequence[float]], alpha: float, scale: float, least: float
 ) -> None:
     groups = [
-        with_rewards(group, [change(one) for one in given]) for group, given in zip(eight_rows(), rewards, strict=True)
+        with_rewards(group, [least + scale * one for one in given])
+        for group, given in zip(eight_rows(), rewards, strict=True)
     ]
     learner, plain = plain_learner(), plain_learner()
     outcome = step(groups, settings("gpg"), learner)
@@ -256,6 +247,10 @@ def test_a_batch_all_of_whose_trajectories_are_masked_makes_no_step() -> None:
 # Numbers that are none.
 
 
+def endless(slope: torch.Tensor) -> torch.Tensor:
+    return slope * math.inf
+
+
 @pytest.mark.parametrize("spoiled", ["weight", "gradient"])
 def test_what_is_not_finite_leaves_the_weights_and_the_optimizer(spoiled: str) -> None:
     model = copy.deepcopy(MODEL)
@@ -267,7 +262,7 @@ def test_what_is_not_finite_leaves_the_weights_and_the_optimizer(spoiled: str) -
         with torch.no_grad():
             first[1] = math.nan
     else:
-        first.register_hook(lambda slope: slope * math.inf)
+        first.register_hook(endless)
     before, state = weights(learner), copy.deepcopy(learner.optimizer.state_dict())
     with pytest.raises(NonFiniteError, match="expected finite numbers") as caught:
         step(eight_rows(), config, learner)
@@ -282,7 +277,7 @@ def test_what_is_not_finite_leaves_the_weights_and_the_optimizer(spoiled: str) -
 def test_a_critic_that_says_nonsense_is_no_batch_without_a_signal() -> None:
     config = settings("ppo")
     learner, _ = make_learner(copy.deepcopy(MODEL), PAD, 1.0, config)
-    assert learner.value_head is not None
+    assert isinstance(learner.value_head, torch.nn.Linear)
     torch.nn.init.constant_(learner.value_head.weight, math.nan)
     with pytest.raises(NonFiniteError):
         step(eight_rows(), config, learner)
@@ -358,6 +353,16 @@ def test_the_critics_head_and_the_model_are_both_trained_and_with_other_rates() 
     size = sum(parameter.numel() for parameter in head.parameters())
     assert float(moved[:-size].max()) == pytest.approx(1e-4, rel=0.01)  # AdamW's first step is the rate itself
     assert float(moved[-size:].max()) == pytest.approx(0.05, rel=0.01)
+
+
+def test_the_critic_of_a_model_in_half_precision_is_in_float32() -> None:
+    config = settings("ppo", learning_rate=1e-3, warmup_steps=0)
+    learner, _ = make_learner(copy.deepcopy(MODEL).to(torch.bfloat16), PAD, 1.0, config)
+    outcome = step(eight_rows(), config, learner)
+    assert outcome["value/squared_error"] == pytest.approx(22.5 / 48)
+    kinds = {parameter.dtype for parameter in learner.parameters}
+    assert kinds == {torch.bfloat16, torch.float32}
+    assert all(p.grad is not None and p.grad.dtype == torch.float32 for p in learner.parameters)
 
 
 def test_a_critic_without_a_head_is_refused() -> None:

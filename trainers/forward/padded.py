@@ -22,10 +22,10 @@ def padded_forward(model: torch.nn.Module, rows: Sequence[Row], settings: Forwar
     longest = max(len(row.tokens) for row in rows)
     tokens_BT = torch.tensor([[*row.tokens, *[pad_token] * (longest - len(row.tokens))] for row in rows]).to(device)
     mask_BT = torch.tensor([[*row.loss_mask, *[False] * (longest - len(row.tokens))] for row in rows]).to(device)
-    hidden_BTH = parts.decoder(input_ids=tokens_BT, use_cache=False).last_hidden_state
     sampled_N = mask_BT.flatten().nonzero().squeeze(1)
     index_BT = torch.full_like(tokens_BT, len(sampled_N))
     index_BT[mask_BT] = torch.arange(len(sampled_N), device=device)
     # The state one place before a token predicts it; the first token of a row is never a sampled one.
-    predicting_NH = hidden_BTH.flatten(0, 1).index_select(0, sampled_N - 1)
+    output = parts.decoder(input_ids=tokens_BT, use_cache=False)
+    predicting_NH = output.pop("last_hidden_state").flatten(0, 1).index_select(0, sampled_N - 1)
     return measure_states(predicting_NH, tokens_BT[mask_BT], index_BT, parts.projection, settings)

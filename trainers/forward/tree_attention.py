@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
@@ -60,49 +60,74 @@ class TreeAttention(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(  # noqa: D102
-        ctx: Any, *arguments: Any
-    ) -> torch.Tensor:
-        query_1HUD, key_1HUD, value_1HUD, pieces, shapes = arguments
-        inputs = tuple(tensor[0].transpose(0, 1) for tensor in (query_1HUD, key_1HUD, value_1HUD))
-        kernel = kernel_for(query_1HUD, value_1HUD)
-        size = (*inputs[0].shape[:2], inputs[2].shape[2])
-        exact = torch.promote_types(query_1HUD.dtype, torch.float32)
-        out_UHD = torch.empty(size, dtype=exact, device=query_1HUD.device)
-        logs_UH = torch.empty(size[:2], dtype=exact, device=query_1HUD.device)
-        for piece, shape in zip(pieces, shapes, strict=True):
-            part, logs = kernel.forward(cut_inputs(inputs, piece), shape)
-            out, known = cut_queries(out_UHD, piece), cut_queries(logs_UH, piece)
-            if piece.causal:  # the first piece of these queries
-                out.copy_(part)
-                known.copy_(logs)
-            else:
-                out.lerp_(part.to(exact), (logs - known).sigmoid_().unsqueeze(-1))
-                torch.logaddexp(known, logs, out=known)
-        out_UHD = out_UHD.to(query_1HUD.dtype)
-        ctx.save_for_backward(query_1HUD, key_1HUD, value_1HUD, out_UHD, logs_UH)
-        ctx.pieces, ctx.shapes = pieces, shapes
+    def forward(ctx: Any, *arguments: Any) -> torch.Tensor:  # noqa: D102
+        query_1HUD, key_1HUD, value_1HUD, ctx.pieces, ctx.shapes = arguments
+        tensors = (query_1HUD, key_1HUD, value_1HUD)
+        out_UHD, logs_UH = attend(tokens_first(tensors), ctx.pieces, ctx.shapes)
+        ctx.save_for_backward(*tensors, out_UHD, logs_UH)
         return out_UHD[None]
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, *gradients: Any) -> Any:  # noqa: D102
-        *saved, out_UHD, logs_UH = ctx.saved_tensors
-        inputs = tuple(tensor[0].transpose(0, 1) for tensor in saved)
-        kernel = kernel_for(saved[0], saved[2])
-        exact = torch.promote_types(out_UHD.dtype, torch.float32)
-        sums = tuple(torch.empty(tensor.shape, dtype=exact, device=tensor.device) for tensor in inputs)
-        for piece, shape in zip(ctx.pieces, ctx.shapes, strict=True):
-            gradient, out = cut_queries(gradients[0][0], piece), cut_queries(out_UHD, piece)
-            whole = (out, cut_queries(logs_UH, piece))
-            parts = kernel.backward(gradient, cut_inputs(inputs, piece), whole, shape)
-            for total, part in zip(cut_inputs(sums, piece), parts, strict=True):
-                if piece.causal:
-                    total.copy_(part)
-                else:
-                    total.add_(part)
-        of_inputs = (total.to(one.dtype).transpose(0, 1)[None] for total, one in zip(sums, saved, strict=True))
-        return (*of_inputs, None, None)
+        *tensors, out_UHD, logs_UH = ctx.saved_tensors
+        whole = (gradients[0][0], out_UHD, logs_UH)
+        sums = attend_backward(whole, tokens_first(tensors), ctx.pieces, ctx.shapes)
+        return (*(total.transpose(0, 1)[None] for total in sums), None, None)
+
+
+def attend(inputs: Three, pieces: Sequence[Piece], shapes: Sequence[Shape]) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return outputs [U, heads, D] and log-normalisers [U, heads] of queries, keys and values."""
+    query_UHD, _, value_UHD = inputs
+    kernel = kernel_for(query_UHD, value_UHD)
+    if len(pieces) == 1:  # rows that share nothing
+        part, logs = kernel.forward(cut_inputs(inputs, pieces[0]), shapes[0])
+        return join(part), join(logs)
+    exact = torch.promote_types(query_UHD.dtype, torch.float32)
+    out_UHD = query_UHD.new_empty((*query_UHD.shape[:2], value_UHD.shape[2]), dtype=exact)
+    logs_UH = query_UHD.new_empty(query_UHD.shape[:2], dtype=exact)
+    for piece, shape in zip(pieces, shapes, strict=True):
+        part, logs = kernel.forward(cut_inputs(inputs, piece), shape)
+        out, known = cut_queries(out_UHD, piece), cut_queries(logs_UH, piece)
+        if piece.causal:  # the first piece of these queries
+            out.copy_(part)
+            known.copy_(logs)
+        else:
+            out.lerp_(part.to(exact), (logs - known).sigmoid_().unsqueeze(-1))
+            torch.logaddexp(known, logs, out=known)
+    return out_UHD.to(query_UHD.dtype), logs_UH
+
+
+def attend_backward(whole: Three, inputs: Three, pieces: Sequence[Piece], shapes: Sequence[Shape]) -> Three:
+    """Return gradients of queries, keys and values; ``whole`` are the outputs' gradient, outputs, log-normalisers."""
+    kernel = kernel_for(inputs[0], inputs[2])
+
+    def of_piece(piece: Piece, shape: Shape) -> Three:
+        gradient, out, logs = (cut_queries(tensor, piece) for tensor in whole)
+        return kernel.backward(gradient, cut_inputs(inputs, piece), (out, logs), shape)
+
+    if len(pieces) == 1:
+        return three(join(part) for part in of_piece(pieces[0], shapes[0]))
+    exact = torch.promote_types(inputs[0].dtype, torch.float32)
+    sums = three(torch.empty_like(tensor, dtype=exact) for tensor in inputs)
+    for piece, shape in zip(pieces, shapes, strict=True):
+        for total, part in zip(cut_inputs(sums, piece), of_piece(piece, shape), strict=True):
+            if piece.causal:
+                total.copy_(part)
+            else:
+                total.add_(part)
+    return three(total.to(tensor.dtype) for total, tensor in zip(sums, inputs, strict=True))
+
+
+def three(tensors: Iterable[torch.Tensor]) -> Three:
+    """Queries, keys and values."""
+    query, key, value = tensors
+    return query, key, value
+
+
+def tokens_first(tensors: Iterable[torch.Tensor]) -> Three:
+    """From [1, heads, U, D] to [U, heads, D]; views."""
+    return three(tensor[0].transpose(0, 1) for tensor in tensors)
 
 
 def cut_queries(tensor: torch.Tensor, piece: Piece) -> torch.Tensor:
@@ -115,6 +140,11 @@ def cut_inputs(inputs: Sequence[torch.Tensor], piece: Piece) -> Three:
     query, key, value = inputs
     keys = (piece.key_start, piece.keys, piece.count)
     return cut_queries(query, piece), cut(key, *keys), cut(value, *keys)
+
+
+def join(slices: torch.Tensor) -> torch.Tensor:
+    """Undo `cut`; a view where the tokens stand before the heads in memory."""
+    return slices.transpose(1, 2).flatten(0, 1)
 
 
 def cut(tensor: torch.Tensor, start: int, length: int, count: int) -> torch.Tensor:

@@ -48,8 +48,7 @@ def measure_unique(parts: ModelParts, rows: Sequence[Row], settings: ForwardSett
         done.add(way[0])
     forest = grow_forest(rows)
     layout = lay_out(forest, rows, parts.projection.weight_VH.device)
-    hidden_UH = unique_states(parts, forest, layout, way)
-    predicting_NH = hidden_UH.index_select(0, layout.predictors_N)
+    predicting_NH = unique_states(parts, forest, layout, way).index_select(0, layout.predictors_N)
     return measure_states(predicting_NH, layout.targets_N, layout.index_BT, parts.projection, settings)
 
 

@@ -10,7 +10,7 @@ import torch
 from forkgym.trainers.forward.measures import Entropies, ForwardSettings, Measures
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
 
 # Rows x vocabulary of one block: 4 MiB, so that what is done to its logits between two products stays in the cache.
 BLOCK_LOGITS = 2**20
@@ -75,8 +75,8 @@ def sampled_measures(
     """Return log-probs and entropies of the distributions that hidden states predict, nats, float32 [N].
 
     The logits of all tokens are the largest tensor of a step by far. Here a part of them exists at a time and is
-    computed again in the backward pass, at the price of one more product with the weights; where all of them fit into
-    ``settings.chunk_logits`` they are kept. Liger-Kernel and cut-cross-entropy do the same in Triton, for a GPU only
+    computed again in the backward pass, at the price of one more product with the weights; where one part holds all of
+    them they are kept. Liger-Kernel and cut-cross-entropy do the same in Triton, for a GPU only
     and for a mean cross-entropy rather than one log-prob and entropy a token.
 
     Args:
@@ -109,20 +109,17 @@ class Projected(torch.autograd.Function):
         projection: Projection,
         settings: ForwardSettings,
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        needs_gradient = any(ctx.needs_input_grad)
-        size = len(targets_N) * len(weight_VH)
-        kept_NV = None
-        if needs_gradient and projection.cap is None and size <= settings.chunk_logits:
-            kept_NV = hidden_NH.new_empty((len(targets_N), len(weight_VH)), dtype=torch.float32)
         logprobs_N = torch.empty(len(targets_N), dtype=torch.float32, device=hidden_NH.device)
         entropies_N = None if settings.entropies is Entropies.NO else torch.empty_like(logprobs_N)
-        for block in blocks(len(targets_N), len(weight_VH), settings.chunk_logits):
+        parts = blocks(len(targets_N), len(weight_VH), settings.chunk_logits)
+        kept_NV = None
+        for block in parts:
             logs_CV, _ = log_distribution(hidden_NH[block], weight_VH, bias_V, projection, settings.temperature)
             logprobs_N[block] = logs_CV.gather(1, targets_N[block, None]).squeeze(1)
-            if kept_NV is not None:
-                kept_NV[block] = logs_CV
             if entropies_N is not None:
                 entropies_N[block] = -(logs_CV.exp() * logs_CV).sum(1)
+            if len(parts) == 1 and projection.cap is None and any(ctx.needs_input_grad):
+                kept_NV = logs_CV
         ctx.save_for_backward(hidden_NH, weight_VH, bias_V, targets_N, entropies_N, kept_NV)
         ctx.projection, ctx.settings = projection, settings
         if entropies_N is not None and settings.entropies is Entropies.DETACHED:
@@ -169,10 +166,10 @@ class Projected(torch.autograd.Function):
         return hidden_grads_NH, cast(weight_grads_VH, weight_VH), cast(bias_grads_V, bias_V), None, None, None
 
 
-def blocks(rows: int, vocabulary: int, most_logits: int) -> Iterator[slice]:
+def blocks(rows: int, vocabulary: int, most_logits: int) -> list[slice]:
     """Slices of rows whose logits fit into the cache where that leaves enough rows, and into the limit always."""
     size = max(1, min(max(BLOCK_LOGITS // vocabulary, BLOCK_ROWS), most_logits // vocabulary))
-    return (slice(start, min(start + size, rows)) for start in range(0, rows, size))
+    return [slice(start, min(start + size, rows)) for start in range(0, rows, size)]
 
 
 def log_distribution(

@@ -103,12 +103,26 @@ def test_no_more_logits_exist_than_a_chunk_has(entropies: Entropies) -> None:
     hidden_NH = torch.randn(tokens, hidden, requires_grad=True)
     weight_VH = torch.randn(words, hidden, requires_grad=True)
     targets_N = torch.randint(words, (tokens,))
-    for chunk_logits, most in ((8 * words, 8 * words), (tokens * words, tokens * words)):
+    for rows in (8, tokens):
         with Largest() as largest:
-            settings = ForwardSettings(entropies=entropies, chunk_logits=chunk_logits)
+            settings = ForwardSettings(entropies=entropies, chunk_logits=rows * words)
             logprobs_N, _ = sampled_measures(hidden_NH, targets_N, Projection(weight_VH), settings)
             logprobs_N.sum().backward()
-        assert largest.elements == most  # in the second case they fit, and are kept
+        assert largest.elements == rows * words
+
+
+def test_logits_are_kept_where_one_block_holds_them() -> None:
+    hidden_NH, weight_VH, _, targets_N = inputs()
+    for rows, most in ((TOKENS, TOKENS * WORDS), (TOKENS - 1, WORDS * HIDDEN)):
+        sizes = list[int]()
+
+        def note(tensor: torch.Tensor, sizes: list[int] = sizes) -> torch.Tensor:
+            sizes.append(tensor.numel())
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+            sampled_measures(hidden_NH, targets_N, Projection(weight_VH), ForwardSettings(chunk_logits=rows * WORDS))
+        assert max(sizes) == most
 
 
 def test_blocks_fit_the_limit_and_cover_all_rows(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -116,7 +130,7 @@ def test_blocks_fit_the_limit_and_cover_all_rows(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(vocabulary, "BLOCK_ROWS", 4)
     sizes = [[part.stop - part.start for part in blocks(10, *limits)] for limits in ((20, 1000), (50, 1000), (50, 60))]
     assert sizes == [[5, 5], [4, 4, 2], [1] * 10]
-    assert list(blocks(2, 50, 10)) == [slice(0, 1), slice(1, 2)]  # one row is held at least
+    assert blocks(2, 50, 10) == [slice(0, 1), slice(1, 2)]  # one row is held at least
 
 
 def test_bfloat16_gives_float32_measures_near_the_exact_ones() -> None:

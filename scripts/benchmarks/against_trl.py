@@ -1,0 +1,382 @@
+"""A full training step against TRL's ``GRPOTrainer``: rollout, rewards, update and hand-over of the weights.
+
+Both train the same model, a Qwen3 of 3.4 M parameters with random weights, in float32 by GRPO (clipped token ratios, a
+mean within each trajectory, no KL term), with AdamW and one update a rollout, on the CPU. No side branches. Work:
+
+- single turn: 8 prompts of 64 tokens x 8 rollouts x 128 tokens.
+- multi-turn with tools: 4 prompts of 64 tokens x 8 rollouts x 4 turns of 32 tokens; after each turn but the last a tool
+  in memory is called, whose reply has 16 tokens.
+
+Every token is sampled from the whole distribution; no end token can be drawn, so all turns are as long as that. On both
+sides a message is a call of the tool whatever it says, and nothing is parsed: random weights write no JSON. The reward
+is the mean of the words' numbers, so that no two are the same and every sampled token is trained on. Both sides count
+their tokens, and the numbers must agree.
+
+- forkgym: ``train``, the loop that ``scripts/train_arpo.py`` runs: the embedded agent with its cache kept from
+  turn to turn, the tree forward, which computes a group's prompt once.
+- TRL: its own loop with ``generate`` of transformers (its vLLM does not survive a weight sync on a CPU) and its own tool
+  loop, once with the whole batch in a pass and once in micro-batches of 8 rows (``trl_steps.py``). Left out in its
+  favour: activation checkpointing and bfloat16, which it has on by default, the parsing of calls, and, in its time,
+  drawing the batch and logging.
+
+glibc's allocator keeps freed memory on both sides. TRL is optional: without ``--trl`` our side is measured alone.
+
+    python scripts/benchmarks/against_trl.py --trl TRL_VENV/bin/python
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import statistics
+import subprocess
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+import tyro
+from rich.console import Console
+from rich.table import Table
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import WhitespaceSplit
+from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
+
+from forkgym.agents.memory import NEVER, TOP_PAD, keep_freed_memory
+from forkgym.agents.transformers_agent import TransformersAgent
+from forkgym.envs.base import ToolEnv
+from forkgym.envs.grammar import Call, ParsedTurn, Prompt, Reply
+from forkgym.envs.tasks import SolutionStep, Task
+from forkgym.tools.base import Tool, as_tool
+from forkgym.trainers.checkpoint import Contents, TrainingState
+from forkgym.trainers.config import RolloutConfig, TrainerConfig
+from forkgym.trainers.learner import make_learner
+from forkgym.trainers.loop import Session, train
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+MODEL: dict[str, Any] = {
+    "vocab_size": 1024,
+    "hidden_size": 256,
+    "intermediate_size": 768,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 8,
+    "num_key_value_heads": 4,
+    "head_dim": 32,
+    "max_position_embeddings": 2048,
+    "tie_word_embeddings": True,
+}
+REPLY = tuple(range(5, 21))  # tokens of the tool's reply
+MARKERS = ("<lookup>",)
+LEARNING_RATE = 1e-4
+
+
+@dataclass(frozen=True, slots=True)
+class Config:
+    """Options of the benchmark.
+
+    Attributes:
+        trl: Python of an environment that has TRL; without it our side is measured alone.
+        threads: Threads of torch, on both sides.
+        repetitions: Steps of each side, after one that is thrown away.
+    """
+
+    trl: str | None = None
+    threads: int = 1
+    repetitions: int = 5
+
+
+@dataclass(frozen=True, slots=True)
+class Work:
+    """What a step samples and trains on."""
+
+    name: str
+    prompts: int
+    rollouts: int
+    turns: int
+    turn_tokens: int
+    prompt_tokens: int = 64
+    goal: float = 1.0
+
+    @property
+    def tokens(self) -> int:
+        """Tokens that are sampled, and trained on."""
+        return self.prompts * self.rollouts * self.turns * self.turn_tokens
+
+
+WORKS = (
+    Work("single turn", prompts=8, rollouts=8, turns=1, turn_tokens=128, goal=1.8),
+    Work("multi-turn with tools", prompts=4, rollouts=8, turns=4, turn_tokens=32, goal=4.0),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Seconds:
+    """What a step took."""
+
+    wall: float
+    cpu: float
+
+
+# Our side.
+
+
+@dataclass(frozen=True, slots=True)
+class EveryMessage:
+    """A grammar in which every message is a call of the tool, or every message the answer."""
+
+    answers: bool
+    name: str = "every-message"
+
+    def instructions(self, tools: Sequence[Tool]) -> str:
+        """Nothing is said."""
+        del tools
+        return ""
+
+    def prompt(self, tools: Sequence[Tool], question: str) -> Prompt:
+        """The question."""
+        del tools
+        return Prompt("", question)
+
+    def reply(self, observation: str, tool_names: tuple[str, ...]) -> Reply:
+        """The observation."""
+        del tool_names
+        return Reply(observation, MARKERS)
+
+    def stop_strings(self, tool_names: tuple[str, ...]) -> tuple[str, ...]:
+        """None."""
+        del tool_names
+        return ()
+
+    def markers(self, tool_names: tuple[str, ...]) -> tuple[str, ...]:
+        """One that nobody writes."""
+        del tool_names
+        return MARKERS
+
+    def parse(self, text: str, tool_names: tuple[str, ...]) -> ParsedTurn:
+        """A call, or the answer."""
+        return ParsedTurn(answer=text) if self.answers else ParsedTurn(calls=(Call(tool_names[0], text),))
+
+    def escape(self, text: str, tool_names: tuple[str, ...]) -> str:
+        """The text."""
+        del tool_names
+        return text
+
+    def render_results(self, outputs: Sequence[str], tool_names: tuple[str, ...]) -> str:
+        """The outputs."""
+        del tool_names
+        return " ".join(outputs)
+
+    def render_step(self, step: SolutionStep, tools: Mapping[str, Tool]) -> str:
+        """The argument."""
+        del tools
+        return step.argument
+
+
+def lookup(text: str) -> str:
+    """Look a text up."""
+    del text
+    return " ".join(f"w{token}" for token in REPLY)
+
+
+class WordEnv(ToolEnv):
+    """Random questions; every turn but the last is a call, and the last is scored."""
+
+    def __init__(self, work: Work) -> None:
+        super().__init__(
+            tools=[as_tool(lookup, inline=True)], grammar=EveryMessage(answers=work.turns == 1), max_turns=work.turns
+        )
+        self.prompt_tokens = work.prompt_tokens
+
+    def task(self, index: int) -> Task:
+        """A question of random words."""
+        rng = np.random.default_rng(index)
+        words = rng.integers(0, MODEL["vocab_size"], self.prompt_tokens).tolist()
+        return Task(" ".join(f"w{word}" for word in words), answer="", uid=str(index))
+
+    def step(self, action: str) -> tuple[str, float, bool, bool, dict[str, Any]]:
+        """Take the last turn for the answer."""
+        self.grammar = EveryMessage(answers=len(self._transcript) + 1 == self.max_turns)
+        return super().step(action)
+
+    def score(self, answer: str, task: Task) -> dict[str, float]:
+        """The mean of the words' numbers, as a share of the vocabulary."""
+        del task
+        numbers = [int(word[1:]) for word in answer.split()]
+        return {"number": statistics.fmean(numbers) / MODEL["vocab_size"]}
+
+
+def make_tokenizer() -> PreTrainedTokenizerFast:
+    """One word a token, and an end token past the model's vocabulary."""
+    size = MODEL["vocab_size"]
+    words = {f"w{index}": index for index in range(size)} | {"<end>": size}
+    backend = Tokenizer(WordLevel(words, unk_token="w0"))  # noqa: S106
+    backend.pre_tokenizer = WhitespaceSplit()  # type: ignore[assignment]
+    return PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="<end>", pad_token="w0")  # noqa: S106
+
+
+def own_steps(work: Work, repetitions: int, between: Callable[[], None]) -> list[tuple[Seconds, Mapping[str, float]]]:
+    """Train with the loop on a work; what each step took, with its metrics. ``between`` is called after each."""
+    torch.manual_seed(0)
+    model: PreTrainedModel = Qwen3ForCausalLM(Qwen3Config(**MODEL))
+    assert model.generation_config is not None
+    model.generation_config.eos_token_id = None
+    tokenizer = make_tokenizer()
+    trainer = TrainerConfig(
+        algorithm="grpo", num_steps=repetitions + 1, warmup_steps=0, learning_rate=LEARNING_RATE, log_rollouts_every=0
+    )
+    rollout = RolloutConfig(
+        num_generations=work.rollouts,
+        initial_generations=work.rollouts,
+        tasks_per_step=work.prompts,
+        max_turn_tokens=work.turn_tokens,
+    )
+    learner, scheduler = make_learner(model, 0, 1.0, trainer)
+    session = Session(
+        learner=learner,
+        scheduler=scheduler,
+        saved=Contents(model, tokenizer, learner.optimizer, scheduler),
+        agent=TransformersAgent(model, tokenizer, slots=work.prompts * work.rollouts),
+        envs={"words": WordEnv(work)},
+        folder=None,
+        seed=0,
+    )
+    if session.agent.codec.encode_reply(Reply(lookup(""), MARKERS), ()) != REPLY:
+        raise RuntimeError(f"the tool's reply is not the tokens {REPLY}")
+    clock = Clock(work, between)
+    train(session, rollout, trainer, TrainingState(config_hash=""), clock)
+    return clock.steps
+
+
+class Clock:
+    """Measures the loop's steps, from the end of one to that of the next."""
+
+    def __init__(self, work: Work, between: Callable[[], None]) -> None:
+        self.work = work
+        self.between = between
+        self.steps: list[tuple[Seconds, Mapping[str, float]]] = []
+        self.begun = time.perf_counter(), time.process_time()
+
+    def update(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Note what the step took, and begin anew after the others' steps."""
+        seconds = Seconds(time.perf_counter() - self.begun[0], time.process_time() - self.begun[1])
+        for name in ("tokens/sampled", "tokens/trained"):
+            if metrics[name] != self.work.tokens:
+                raise RuntimeError(f"step {step}: {name} is {metrics[name]}, expected {self.work.tokens}")
+        self.steps.append((seconds, metrics))
+        self.between()
+        self.begun = time.perf_counter(), time.process_time()
+
+
+# TRL.
+
+
+class TrlSide:
+    """Training steps of TRL on a work, in its own Python."""
+
+    def __init__(self, work: Work, rows_at_once: int, config: Config) -> None:
+        assert config.trl is not None
+        self.work = work
+        described = {
+            **asdict(work),
+            "reply": REPLY,
+            "rows_at_once": rows_at_once,
+            "learning_rate": LEARNING_RATE,
+            "threads": config.threads,
+            "model": MODEL,
+        }
+        allocator = {"MALLOC_MMAP_MAX_": 0, "MALLOC_TRIM_THRESHOLD_": NEVER, "MALLOC_TOP_PAD_": TOP_PAD}
+        threads = {"OMP_NUM_THREADS": config.threads}
+        self.process = subprocess.Popen(
+            [config.trl, str(Path(__file__).with_name("trl_steps.py")), json.dumps(described)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            env={**os.environ, **{name: str(value) for name, value in (allocator | threads).items()}},
+            text=True,
+        )
+        self.versions = self.read()
+
+    def read(self) -> dict[str, Any]:
+        """The next line."""
+        assert self.process.stdout is not None
+        line = self.process.stdout.readline()
+        if not line:
+            raise RuntimeError(f"TRL ended with status {self.process.wait()}: run trl_steps.py by hand to see why")
+        answer: dict[str, Any] = json.loads(line)
+        return answer
+
+    def step(self) -> Seconds:
+        """Take a step."""
+        assert self.process.stdin is not None
+        self.process.stdin.write("step\n")
+        self.process.stdin.flush()
+        answer = self.read()
+        if answer["tokens"] != self.work.tokens:
+            raise RuntimeError(f"TRL trained on {answer['tokens']} tokens, expected {self.work.tokens}")
+        return Seconds(answer["wall"], answer["cpu"])
+
+    def close(self) -> None:
+        """Let it end."""
+        assert self.process.stdin is not None
+        self.process.stdin.close()
+        self.process.wait()
+
+
+def median(steps: Sequence[Seconds]) -> Seconds:
+    """Of each of the two, over all steps but the first."""
+    return Seconds(*(statistics.median(getattr(step, name) for step in steps[1:]) for name in ("wall", "cpu")))
+
+
+def compare(work: Work, config: Config, table: Table) -> None:
+    """Measure both in turn; the rows of one work."""
+    everything = work.prompts * work.rollouts
+    theirs = {rows: TrlSide(work, rows, config) for rows in (everything, 8) if config.trl is not None}
+    their_steps: dict[int, list[Seconds]] = {rows: [] for rows in theirs}
+
+    def others() -> None:
+        for rows, side in theirs.items():
+            their_steps[rows].append(side.step())
+
+    steps = own_steps(work, config.repetitions, others)
+    for side in theirs.values():
+        side.close()
+    own = median([seconds for seconds, _ in steps])
+    parts = [statistics.median(float(metrics[f"time/{part}_s"]) for _, metrics in steps[1:]) for part in PARTS]
+    shown = ", ".join(f"{part} {seconds:.2f}" for part, seconds in zip(PARTS, parts, strict=True))
+    table.add_row(work.name, f"{work.tokens:,}", f"forkgym ({shown})", f"{own.wall:.2f}", f"{own.cpu:.2f}", "", "", "")
+    for rows, measured in their_steps.items():
+        found = median(measured)
+        name = f"TRL {theirs[rows].versions['trl']}, {rows} rows at once"
+        ratios = [f"{found.wall / own.wall:.2f}×", f"{found.cpu / own.cpu:.2f}×", f"{work.goal:.1f}×"]
+        table.add_row("", "", name, f"{found.wall:.2f}", f"{found.cpu:.2f}", *ratios)
+
+
+PARTS = ("rollout", "train", "sync")  # of our step, wall-clock seconds
+
+
+def main(config: Config) -> None:
+    """Measure and print the table."""
+    if config.trl is None:
+        print("TRL is not measured: --trl names no Python that has it.")
+    torch.set_num_threads(config.threads)
+    keep_freed_memory()
+    before = os.getloadavg()[0]
+    table = Table(title=f"a full step, {config.threads} threads, medians of {config.repetitions}")
+    for heading in ("work", "tokens", "side", "wall s", "CPU s", "wall ratio", "CPU ratio", "goal"):
+        table.add_column(heading, justify="left" if heading in ("work", "side") else "right")
+    for work in WORKS:
+        compare(work, config, table)
+        table.add_section()
+    console = Console(width=140)
+    console.print(table)
+    console.print(f"Load average before and after: {before:.1f}, {os.getloadavg()[0]:.1f}")
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Config))
