@@ -89,7 +89,8 @@ def main(config: TrainConfig) -> int:
     with folder:
         try:
             if "before" not in results:
-                print(f"Measuring accuracy on {evaluated_tasks(config)} ...", flush=True)
+                if config.evaluation.num_tasks:
+                    print(f"Measuring accuracy on {evaluated_tasks(config)} ...", flush=True)
                 results = {"before": measure()}
                 folder.write_evaluation(results)
             with Progress(config.trainer.num_steps) as progress:

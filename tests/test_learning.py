@@ -32,7 +32,7 @@ def test_the_main_job_gains(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_with_shuffled_rewards_it_does_not(tmp_path: Path) -> None:
-    assert max(train(tmp_path / "run", "--trainer.shuffle_rewards", "true").values()) <= 3
+    assert max(train(tmp_path / "run", "--trainer.credit.shuffle_rewards", "true").values()) <= 3
 
 
 @pytest.mark.slow

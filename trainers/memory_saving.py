@@ -33,7 +33,7 @@ def checkpoint_activations(model: PreTrainedModel) -> None:
     """
     found = list(checkpointing_layers(model))
     if not found or not model.supports_gradient_checkpointing:
-        raise ValueError(f"trainer.gradient_checkpointing: {type(model).__name__} can't checkpoint its layers")
+        raise ValueError(f"gradient_checkpointing: {type(model).__name__} can't checkpoint its layers")
     models: Any = model
     if hasattr(models, "activation_checkpointing_enable"):
         models.activation_checkpointing_enable({"use_reentrant": False})

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from typing import TypeVar
+from typing import Any, TypeVar, cast
 
 import torch
 from accelerate import Accelerator
@@ -31,16 +31,14 @@ def add_up_gradients(accelerator: Accelerator, parameters: Sequence[torch.nn.Par
         # Where a process had nothing to do; a weight in half precision may have a gradient in float32.
         kind = getattr(parameter, "grad_dtype", None) or parameter.dtype
         gradient = torch.zeros_like(parameter, dtype=kind) if parameter.grad is None else parameter.grad
-        summed = accelerator.reduce(gradient, "sum")
-        assert isinstance(summed, torch.Tensor)
-        parameter.grad = summed
+        parameter.grad = cast("Any", accelerator).reduce(gradient, "sum")
 
 
 def gathered(accelerator: Accelerator, values: Sequence[T]) -> list[T]:
     """All processes' values, those of the first process first."""
     if accelerator.num_processes == 1:
         return list(values)
-    found: list[T] = gather_object(list(values))
+    found: list[T] = cast("Any", gather_object)(list(values))
     return found
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -158,8 +159,9 @@ def critic_values(
         for part in micro_batches(rows, config.micro_batch_tokens, config.forward):
             found = measure(learner, learner.model, [rows[place] for place in part], config).values_BT
             assert found is not None
-            for place, values_T in zip(part, found, strict=True):
-                values[place] = tuple(map(float, values_T[: len(rows[place].tokens)].tolist()))
+            values_BT: list[list[float]] = cast("Any", found).tolist()
+            for place, values_T in zip(part, values_BT, strict=True):
+                values[place] = tuple(values_T[: len(rows[place].tokens)])
     in_order = iter([values[place] for place in range(len(rows))])
     return [[next(in_order) for _ in rows_G] for rows_G in rows_PG]
 

@@ -243,6 +243,7 @@ def peak_bytes(step: Step, warm_up: Step) -> int:
     receiver, sender = context.Pipe(duplex=False)
     process = context.Process(target=measure, args=(sender,))
     process.start()
+    sender.close()  # so that nothing is waited for where the fork fails
     peak: int = receiver.recv()
     process.join()
     return peak

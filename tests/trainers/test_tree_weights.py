@@ -12,7 +12,6 @@ from hypothesis import strategies as st
 
 from forkgym.trainers.tree_weights import leaf_weights, node_baselines, node_weights
 from forkgym.trainers.types import Group
-
 from tests.trainers.small_trees import three_leaves, trajectory, turn
 
 

@@ -26,6 +26,7 @@ def padded_forward(model: torch.nn.Module, rows: Sequence[Row], settings: Forwar
     index_BT = torch.full_like(tokens_BT, len(sampled_N))
     index_BT[mask_BT] = torch.arange(len(sampled_N), device=device)
     # The state one place before a token predicts it; the first token of a row is never a sampled one.
-    output = parts.decoder(input_ids=tokens_BT, use_cache=False)
-    predicting_NH = output.pop("last_hidden_state").flatten(0, 1).index_select(0, sampled_N - 1)
+    hidden = parts.decoder(input_ids=tokens_BT, use_cache=False)
+    predicting_NH = hidden.last_hidden_state.flatten(0, 1).index_select(0, sampled_N - 1)
+    del hidden  # frees a row of states a token before the logits come
     return measure_states(predicting_NH, tokens_BT[mask_BT], index_BT, parts.projection, settings)
