@@ -25,7 +25,7 @@ T = TypeVar("T")
 READY_PAUSE_S = 0.2
 ANSWER_S = 10.0  # for what a server that is well answers at once
 SPILL = 16  # turns that a server which knows a context may have more than the one with the fewest
-END_S = 2.0  # for sessions to end
+END_S = 2.0  # for sessions, and for processes that have gone already
 MAX_BREAKS = 3  # of a server's sessions under the same weights
 WRONG_STATE = 409
 NO_ROUTE = 404
@@ -130,7 +130,7 @@ class Fleet:
         for server in self.servers:
             address = server.client.address
             try:
-                while not self._ask(server.client.healthy()):
+                while not self._loop.start(server.client.healthy()).result():
                     self._check_start(server, deadline)
                     time.sleep(READY_PAUSE_S)
                 server.description = self._ask(server.client.describe())
@@ -139,15 +139,6 @@ class Fleet:
             wrong = why_unusable(server.description, self._wanted)
             if wrong is not None:
                 raise ValueError(f"vLLM server {address}: {wrong}; {HOW_TO_START}")
-
-    def _check_start(self, server: Server, deadline: float) -> None:
-        """Raise ValueError where a server that is not there yet won't be any more."""
-        ended = self._ended(server)
-        if ended is not None:
-            raise ValueError(f"vLLM server {server.client.address}: {ended}")
-        if time.monotonic() > deadline:
-            log = "" if self._launched is None else f"; its log is {self._launched.kept_log(server.client.address)}"
-            raise ValueError(f"vLLM server {server.client.address}: it did not answer in time{log}")
 
     def renew(self, weights: Weights, name: str, transfer: WeightTransfer) -> None:
         """Hand new weights to all servers, also to lost ones that are back.
@@ -272,6 +263,15 @@ class Fleet:
             if server.following is not None:
                 wait([server.following], END_S)
 
+    def _check_start(self, server: Server, deadline: float) -> None:
+        """Raise ValueError where a server that is not there yet won't be any more."""
+        ended = self._ended(server)
+        if ended is not None:
+            raise ValueError(f"vLLM server {server.client.address}: {ended}")
+        if time.monotonic() > deadline:
+            log = "" if self._launched is None else f"; its log is {self._launched.kept_log(server.client.address)}"
+            raise ValueError(f"vLLM server {server.client.address}: it did not answer in time{log}")
+
     def _choose(self, turn: LiveTurn) -> Server:
         self._need_one()
         request, usable = turn.request, self.usable
@@ -306,6 +306,7 @@ class Fleet:
         name = f"{self._weights}/{self._sessions}"
         opened: Future[None] = Future()
         server.following = self._loop.start(self._follow(server, name, opened))
+        self._report(server, name, server.following)
         try:
             opened.result(ANSWER_S)
             server.session = name
@@ -352,7 +353,8 @@ class Fleet:
     def _lose(self, server: Server, problem: ServerProblem) -> None:
         """Ask nothing of a server any more, until the next weights."""
         self._end_session(server)
-        server.lost = self._ended(server) or self._words(problem)
+        # That a process has ended is known a little later than that it does not answer any more.
+        server.lost = self._ended(server, END_S) or self._words(problem)
         logger.warning("vLLM server %s is lost: %s", server.client.address, server.lost)
 
     def _ask_again(self, server: Server) -> None:
@@ -366,6 +368,7 @@ class Fleet:
             logger.warning("vLLM server %s is there again", server.client.address)
 
     def _need_one(self) -> None:
+        """Raise AgentFailure where no server is left."""
         if all(server.lost for server in self.servers):
             reasons = "; ".join(f"{server.client.address}: {server.lost}" for server in self.servers)
             raise AgentFailure(f"no vLLM server is left ({reasons})")
@@ -391,8 +394,8 @@ class Fleet:
 
         work.add_done_callback(ended)
 
-    def _ended(self, server: Server) -> str | None:
-        return None if self._launched is None else self._launched.ended(server.client.address)
+    def _ended(self, server: Server, wait_s: float = 0.0) -> str | None:
+        return None if self._launched is None else self._launched.ended(server.client.address, wait_s)
 
     def _words(self, problem: ServerProblem) -> str:
         if isinstance(problem, ServerRefusal) and problem.status == NO_ROUTE:

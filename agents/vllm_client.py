@@ -15,6 +15,7 @@ from forkgym.agents.chat_endpoint import printable, words_of
 UNIX = "unix:"  # before the path of a socket, in an address
 KEEP_ALIVE_S = 3.0  # below the server's 5, so that no request meets a connection that is being closed
 CONNECT_S = 10.0
+HEALTH_S = 5.0
 
 Ending = Literal["stop", "length"]
 
@@ -132,9 +133,9 @@ class ServerClient:
         )
 
     async def healthy(self) -> bool:
-        """Whether the server answers and says that all is well."""
+        """Whether the server answers soon, and says that all is well."""
         try:
-            return (await self._client.get("/health")).is_success
+            return (await self._client.get("/health", timeout=HEALTH_S)).is_success
         except httpx.TransportError:
             return False
 

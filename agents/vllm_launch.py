@@ -223,11 +223,12 @@ class LaunchedServers:
                     )
                 )
 
-    def ended(self, address: str) -> str | None:
-        """Why a server is not running any more, with the end of its log; None where it is."""
+    def ended(self, address: str, wait_s: float = 0.0) -> str | None:
+        """Why a server is not running any more, with the end of its log; None where it still is after ``wait_s``."""
         place = self.addresses.index(address)
-        status = self._processes[place].poll()
-        if status is None:
+        try:
+            status = self._processes[place].wait(wait_s)
+        except subprocess.TimeoutExpired:
             return None
         lines = self._log(place).read_text(encoding="utf-8", errors="replace").splitlines()
         tail = "".join(f"\n  {line}" for line in lines[-LOG_LINES:])

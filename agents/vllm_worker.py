@@ -7,8 +7,8 @@ from __future__ import annotations
 
 from typing import Any
 
+import safetensors.torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file
 
 from forkgym.agents.vllm_engine import prepare_output_layers
 
@@ -28,7 +28,7 @@ class WeightReceiver:
             What was wrong; None for nothing. An exception would reach the caller as one of no certain type.
         """
         try:
-            self.model_runner.reload_weights(weights_iterator=iter(load_file(path).items()))
+            self.model_runner.reload_weights(weights_iterator=iter(safetensors.torch.load_file(path).items()))
             prepare_output_layers(self.model_runner.get_model())
         except UNUSABLE as error:
             return f"{type(error).__name__}: {error}"

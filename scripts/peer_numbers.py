@@ -251,7 +251,11 @@ def in_two_micro_batches(settings: Mapping[str, Any]) -> Result:
         loss = toy.loss(per_row)
         gradients += list(torch.autograd.grad(loss, toy.given))
         losses.append(loss)
-    return {"settings": dict(settings), "loss": numbers(sum(losses)), "gradient": numbers(torch.cat(gradients))}
+    return {
+        "settings": dict(settings),
+        "loss": numbers(torch.stack(losses).sum()),
+        "gradient": numbers(torch.cat(gradients)),
+    }
 
 
 # verl.

@@ -12,7 +12,7 @@ from __future__ import annotations
 import os
 import sys
 from dataclasses import dataclass, field
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import tyro
 
@@ -61,9 +61,10 @@ def main(config: ServePolicyConfig) -> int:
         address = listen_on(config.host, config.port, os.environ.get(KEY_VARIABLE, ""))
         location = model_location(config.model)
         try:
-            text_config = AutoConfig.from_pretrained(location).get_text_config()
+            loaded: Any = AutoConfig.from_pretrained(location)
         except UNUSABLE as error:
             raise ValueError(unusable("model", config.model, error)) from error
+        text_config: Any = loaded.get_text_config()
         own_limit = int(getattr(text_config, "max_position_embeddings", 0))
         wanted = config.vllm.max_context
         settings = ServerSettings(

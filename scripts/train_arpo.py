@@ -48,6 +48,15 @@ class TrainConfig:
             raise ValueError(f"seed is {self.seed}, expected 0 or more")
         if self.resume and self.run_dir is None:
             raise ValueError("resume is true, expected run_dir to say which run")
+        settings = self.trainer.settings
+        branches = (self.rollout.branching.strategy or settings.branching) != "none"
+        first_turns = self.rollout.initial_generations if branches else self.rollout.num_generations
+        if settings.baseline == "others" and first_turns < 2:
+            name = "initial_generations" if branches else "num_generations"
+            raise ValueError(
+                f"rollout.{name} is {first_turns} with trainer.credit.baseline others, expected at least 2: each first "
+                "turn is the others' baseline"
+            )
         if self.rollout.tasks_per_step < len(self.env.id):
             raise ValueError(
                 f"rollout.tasks_per_step is {self.rollout.tasks_per_step}, expected at least one for each of the "

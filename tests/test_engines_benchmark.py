@@ -89,7 +89,7 @@ def test_bare_calls_get_the_same(program: ModuleType) -> None:
     assert not waiting
 
 
-def test_generate_gets_a_batch_for_each_level(program: ModuleType) -> None:
+def test_generate_gets_a_batch_for_each_level(program: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
     model = make_model(vocabulary=60)
     assert model.generation_config is not None
     model.generation_config.eos_token_id = None
@@ -101,6 +101,6 @@ def test_generate_gets_a_batch_for_each_level(program: ModuleType) -> None:
         shapes.append(tuple(ids.shape))
         return generate(ids, **settings)
 
-    model.generate = noting
+    monkeypatch.setattr(model, "generate", noting)
     program.generate_runner(model)(small(program), 0)
     assert shapes == [(4, 2), (4, 6)]

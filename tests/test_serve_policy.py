@@ -32,7 +32,11 @@ def test_it_prints_the_line(capsys: pytest.CaptureFixture[str]) -> None:
 def test_it_becomes_the_server(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("KEPT", "yes")
     started: list[tuple[str, tuple[str, ...], dict[str, str]]] = []
-    monkeypatch.setattr(os, "execve", lambda *arguments: started.append(arguments))
+
+    def execve(path: str, command: tuple[str, ...], environment: dict[str, str]) -> None:
+        started.append((path, command, environment))
+
+    monkeypatch.setattr(os, "execve", execve)
     serve("embedded", run=True)
     ((path, command, environment),) = started
     assert path == command[0]

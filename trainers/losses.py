@@ -12,6 +12,8 @@ import torch
 
 from forkgym.trainers.algorithms import Ratio
 
+LARGEST_LOG_RATIO = 20.0  # nats; the product over a long segment may be anything
+
 
 def gradient_terms(logprobs_BT: torch.Tensor, advantages_BT: torch.Tensor) -> torch.Tensor:
     """REINFORCE, and Group Policy Gradient: ``A_bt log pi_bt``; no ratio, no clip, no critic, no KL.
@@ -39,7 +41,8 @@ def clipped_terms(
     """PPO's clipped surrogate: ``min(rho_bt A_bt, clip(rho_bt, 1 - low, 1 + high) A_bt)``.
 
     Schulman et al. 2017, arXiv:1707.06347. With ``dual_clip`` c, a term with a negative advantage is at least
-    ``c A_bt`` (Ye et al. 2020, arXiv:1912.09729): where the ratio explodes on a bad token, PPO's own term has no bound.
+    ``c A_bt`` (Ye et al. 2020, arXiv:1912.09729): where the ratio explodes on a bad token, PPO's own term has no bound
+    but that of the ratio, which is cut at exp(20), as in verl.
 
     Args:
         log_ratios_BT: ``log rho``, see `log_ratios`, nats, float; 0 where nothing was sampled.
@@ -51,7 +54,8 @@ def clipped_terms(
         ValueError: Shapes differ.
     """
     check_shapes(log_ratios_BT, advantages_BT)
-    ratio_BT = log_ratios_BT.exp()
+    # Of a ratio that overflows, 0 times its slope would be nan, also where the term is clipped.
+    ratio_BT = log_ratios_BT.clamp(max=LARGEST_LOG_RATIO).exp()
     advantages_BT = advantages_BT.detach()
     clipped_BT = ratio_BT.clamp(1.0 - clip[0], 1.0 + clip[1])
     terms_BT = torch.minimum(ratio_BT * advantages_BT, clipped_BT * advantages_BT)

@@ -1,23 +1,24 @@
 """A full training step against TRL's ``GRPOTrainer``: rollout, rewards, update and hand-over of the weights.
 
 Both train the same model, a Qwen3 of 3.4 M parameters with random weights, in float32 by GRPO (clipped token ratios, a
-mean within each trajectory, no KL term), with AdamW and one update a rollout, on the CPU. No side branches. Work:
+mean within each trajectory, no KL term), with AdamW and one update a rollout, on the CPU. Work:
 
-- single turn: 8 prompts of 64 tokens x 8 rollouts x 128 tokens.
-- multi-turn with tools: 4 prompts of 64 tokens x 8 rollouts x 4 turns of 32 tokens; after each turn but the last a tool
-  in memory is called, whose reply has 16 tokens.
+- single turn: 8 prompts x 8 rollouts x 128 tokens.
+- multi-turn with tools: 4 prompts x 8 rollouts x 4 turns of 32 tokens; after each turn but the last a tool in memory is
+  called, whose reply has 16 tokens. With three lengths of prompt: what describes tools takes some hundred tokens.
 
 Every token is sampled from the whole distribution; no end token can be drawn, so all turns are as long as that. On both
 sides a message is a call of the tool whatever it says, and nothing is parsed: random weights write no JSON. The reward
 is the mean of the words' numbers, so that no two are the same and every sampled token is trained on. Both sides count
 their tokens, and the numbers must agree.
 
-- forkgym: ``train``, the loop that ``scripts/train_arpo.py`` runs: the embedded agent with its cache kept from
-  turn to turn, the tree forward, which computes a group's prompt once.
-- TRL: its own loop with ``generate`` of transformers (its vLLM does not survive a weight sync on a CPU) and its own tool
-  loop, once with the whole batch in a pass and once in micro-batches of 8 rows (``trl_steps.py``). Left out in its
-  favour: activation checkpointing and bfloat16, which it has on by default, the parsing of calls, and, in its time,
-  drawing the batch and logging.
+- forkgym: ``train_step`` of the loop that ``scripts/train_arpo.py`` runs: the embedded agent with its cache kept from
+  turn to turn, the tree forward, which computes a group's prompt once. No trajectory branches.
+- forkgym, branching: ``arpo``, where half of a task's trajectories begin at its prompt and the others branch off at
+  tool calls: as many trajectories, of the same length, and fewer sampled tokens. TRL has no such thing.
+- TRL: its own loop with ``generate`` of transformers (its vLLM does not survive a weight sync on a CPU) and its own
+  tool loop (``trl_steps.py``). Left out in its favour: activation checkpointing and bfloat16, which it has on by
+  default, the parsing of calls, and, in its time, drawing the batch and logging.
 
 glibc's allocator keeps freed memory on both sides. TRL is optional: without ``--trl`` our side is measured alone.
 
@@ -31,7 +32,7 @@ import os
 import statistics
 import subprocess
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -54,8 +55,9 @@ from forkgym.envs.tasks import SolutionStep, Task
 from forkgym.tools.base import Tool, as_tool
 from forkgym.trainers.checkpoint import Contents, TrainingState
 from forkgym.trainers.config import RolloutConfig, TrainerConfig
+from forkgym.trainers.diagnostics import watch_from
 from forkgym.trainers.learner import make_learner
-from forkgym.trainers.loop import Session, train
+from forkgym.trainers.loop import Session, train_step
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -74,6 +76,7 @@ MODEL: dict[str, Any] = {
 REPLY = tuple(range(5, 21))  # tokens of the tool's reply
 MARKERS = ("<lookup>",)
 LEARNING_RATE = 1e-4
+PARTS = ("time/rollout_s", "time/train_s", "time/sync_s")
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,11 +85,15 @@ class Config:
 
     Attributes:
         trl: Python of an environment that has TRL; without it our side is measured alone.
+        trl_rows: Rows that TRL has in a pass; each number is a side of its own, and the best counts.
+        work: Measure only works whose name has this in it.
         threads: Threads of torch, on both sides.
         repetitions: Steps of each side, after one that is thrown away.
     """
 
     trl: str | None = None
+    trl_rows: tuple[int, ...] = (8,)
+    work: str = ""
     threads: int = 1
     repetitions: int = 5
 
@@ -100,8 +107,8 @@ class Work:
     rollouts: int
     turns: int
     turn_tokens: int
-    prompt_tokens: int = 64
-    goal: float = 1.0
+    prompt_tokens: int
+    goal: float
 
     @property
     def tokens(self) -> int:
@@ -110,8 +117,10 @@ class Work:
 
 
 WORKS = (
-    Work("single turn", prompts=8, rollouts=8, turns=1, turn_tokens=128, goal=1.8),
-    Work("multi-turn with tools", prompts=4, rollouts=8, turns=4, turn_tokens=32, goal=4.0),
+    Work("single turn, prompts of 64", prompts=8, rollouts=8, turns=1, turn_tokens=128, prompt_tokens=64, goal=1.8),
+    Work("multi-turn, prompts of 64", prompts=4, rollouts=8, turns=4, turn_tokens=32, prompt_tokens=64, goal=4.0),
+    Work("multi-turn, prompts of 256", prompts=4, rollouts=8, turns=4, turn_tokens=32, prompt_tokens=256, goal=4.0),
+    Work("multi-turn, prompts of 1,024", prompts=4, rollouts=8, turns=4, turn_tokens=32, prompt_tokens=1024, goal=4.0),
 )
 
 
@@ -216,61 +225,70 @@ def make_tokenizer() -> PreTrainedTokenizerFast:
     size = MODEL["vocab_size"]
     words = {f"w{index}": index for index in range(size)} | {"<end>": size}
     backend = Tokenizer(WordLevel(words, unk_token="w0"))  # noqa: S106
-    backend.pre_tokenizer = WhitespaceSplit()  # type: ignore[assignment]
+    backend.pre_tokenizer = WhitespaceSplit()
     return PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="<end>", pad_token="w0")  # noqa: S106
 
 
-def own_steps(work: Work, repetitions: int, between: Callable[[], None]) -> list[tuple[Seconds, Mapping[str, float]]]:
-    """Train with the loop on a work; what each step took, with its metrics. ``between`` is called after each."""
-    torch.manual_seed(0)
-    model: PreTrainedModel = Qwen3ForCausalLM(Qwen3Config(**MODEL))
-    assert model.generation_config is not None
-    model.generation_config.eos_token_id = None
-    tokenizer = make_tokenizer()
-    trainer = TrainerConfig(
-        algorithm="grpo", num_steps=repetitions + 1, warmup_steps=0, learning_rate=LEARNING_RATE, log_rollouts_every=0
-    )
-    rollout = RolloutConfig(
-        num_generations=work.rollouts,
-        initial_generations=work.rollouts,
-        tasks_per_step=work.prompts,
-        max_turn_tokens=work.turn_tokens,
-    )
-    learner, scheduler = make_learner(model, 0, 1.0, trainer)
-    session = Session(
-        learner=learner,
-        scheduler=scheduler,
-        saved=Contents(model, tokenizer, learner.optimizer, scheduler),
-        agent=TransformersAgent(model, tokenizer, slots=work.prompts * work.rollouts),
-        envs={"words": WordEnv(work)},
-        folder=None,
-        seed=0,
-    )
-    if session.agent.codec.encode_reply(Reply(lookup(""), MARKERS), ()) != REPLY:
-        raise RuntimeError(f"the tool's reply is not the tokens {REPLY}")
-    clock = Clock(work, between)
-    train(session, rollout, trainer, TrainingState(config_hash=""), clock)
-    return clock.steps
+class OurSide:
+    """Training steps of this package on a work."""
 
+    def __init__(self, work: Work, *, branches: bool) -> None:
+        self.name = "forkgym, branching" if branches else "forkgym"
+        self.tokens = {"tokens/trained": work.tokens} | ({} if branches else {"tokens/sampled": work.tokens})
+        self.parts: list[tuple[float, ...]] = []
+        torch.manual_seed(0)
+        model: PreTrainedModel = Qwen3ForCausalLM(Qwen3Config(**MODEL))
+        assert model.generation_config is not None
+        model.generation_config.eos_token_id = None
+        tokenizer = make_tokenizer()
+        self.trainer = TrainerConfig(
+            algorithm="arpo" if branches else "grpo",
+            num_steps=10_000,
+            warmup_steps=0,
+            learning_rate=LEARNING_RATE,
+            log_rollouts_every=0,
+        )
+        self.rollout = RolloutConfig(
+            num_generations=work.rollouts,
+            initial_generations=work.rollouts // 2,
+            tasks_per_step=work.prompts,
+            max_turn_tokens=work.turn_tokens,
+        )
+        learner, scheduler = make_learner(model, 0, 1.0, self.trainer)
+        self.session = Session(
+            learner=learner,
+            scheduler=scheduler,
+            saved=Contents(model, tokenizer, learner.optimizer, scheduler),
+            agent=TransformersAgent(model, tokenizer, slots=work.prompts * work.rollouts),
+            envs={"words": WordEnv(work)},
+            folder=None,
+            seed=0,
+        )
+        if self.session.agent.codec.encode_reply(Reply(lookup(""), MARKERS), ()) != REPLY:
+            raise RuntimeError(f"the tool's reply is not the tokens {REPLY}")
+        self.state = TrainingState(config_hash="")
+        self.watch = watch_from(self.session.diagnostics, ())
 
-class Clock:
-    """Measures the loop's steps, from the end of one to that of the next."""
+    def step(self) -> Seconds:
+        """Take a step."""
+        wall, cpu = time.perf_counter(), time.process_time()
+        self.state, self.watch, metrics = train_step(self.session, self.rollout, self.trainer, self.state, self.watch)
+        seconds = Seconds(time.perf_counter() - wall, time.process_time() - cpu)
+        for name, expected in self.tokens.items():
+            if metrics[name] != expected:
+                raise RuntimeError(f"{name} is {metrics[name]}, expected {expected}")
+        self.parts.append(tuple(float(metrics[name]) for name in ("tokens/sampled", *PARTS)))
+        return seconds
 
-    def __init__(self, work: Work, between: Callable[[], None]) -> None:
-        self.work = work
-        self.between = between
-        self.steps: list[tuple[Seconds, Mapping[str, float]]] = []
-        self.begun = time.perf_counter(), time.process_time()
+    @property
+    def described(self) -> str:
+        """Its name, tokens sampled, and the wall-clock seconds of a step's parts."""
+        sampled, *parts = (statistics.median(column) for column in zip(*self.parts[1:], strict=True))
+        times = ", ".join(f"{name[5:-2]} {part:.2f}" for name, part in zip(PARTS, parts, strict=True))
+        return f"{self.name}: {sampled:,.0f} sampled; {times}"
 
-    def update(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Note what the step took, and begin anew after the others' steps."""
-        seconds = Seconds(time.perf_counter() - self.begun[0], time.process_time() - self.begun[1])
-        for name in ("tokens/sampled", "tokens/trained"):
-            if metrics[name] != self.work.tokens:
-                raise RuntimeError(f"step {step}: {name} is {metrics[name]}, expected {self.work.tokens}")
-        self.steps.append((seconds, metrics))
-        self.between()
-        self.begun = time.perf_counter(), time.process_time()
+    def close(self) -> None:
+        """Nothing is left open."""
 
 
 # TRL.
@@ -281,7 +299,7 @@ class TrlSide:
 
     def __init__(self, work: Work, rows_at_once: int, config: Config) -> None:
         assert config.trl is not None
-        self.work = work
+        self.work, self.rows = work, rows_at_once
         described = {
             **asdict(work),
             "reply": REPLY,
@@ -321,6 +339,11 @@ class TrlSide:
             raise RuntimeError(f"TRL trained on {answer['tokens']} tokens, expected {self.work.tokens}")
         return Seconds(answer["wall"], answer["cpu"])
 
+    @property
+    def described(self) -> str:
+        """Its version, and how it was run."""
+        return f"TRL {self.versions['trl']}, {self.rows} rows at once"
+
     def close(self) -> None:
         """Let it end."""
         assert self.process.stdin is not None
@@ -334,30 +357,24 @@ def median(steps: Sequence[Seconds]) -> Seconds:
 
 
 def compare(work: Work, config: Config, table: Table) -> None:
-    """Measure both in turn; the rows of one work."""
-    everything = work.prompts * work.rollouts
-    theirs = {rows: TrlSide(work, rows, config) for rows in (everything, 8) if config.trl is not None}
-    their_steps: dict[int, list[Seconds]] = {rows: [] for rows in theirs}
-
-    def others() -> None:
-        for rows, side in theirs.items():
-            their_steps[rows].append(side.step())
-
-    steps = own_steps(work, config.repetitions, others)
-    for side in theirs.values():
+    """Measure all sides in turn; the rows of one work."""
+    sides: list[OurSide | TrlSide] = [OurSide(work, branches=False)]
+    if work.turns > 1:
+        sides.append(OurSide(work, branches=True))
+    if config.trl is not None:
+        sides += [TrlSide(work, rows, config) for rows in config.trl_rows]
+    steps = [[side.step() for side in sides] for _ in range(config.repetitions + 1)]
+    for side in sides:
         side.close()
-    own = median([seconds for seconds, _ in steps])
-    parts = [statistics.median(float(metrics[f"time/{part}_s"]) for _, metrics in steps[1:]) for part in PARTS]
-    shown = ", ".join(f"{part} {seconds:.2f}" for part, seconds in zip(PARTS, parts, strict=True))
-    table.add_row(work.name, f"{work.tokens:,}", f"forkgym ({shown})", f"{own.wall:.2f}", f"{own.cpu:.2f}", "", "", "")
-    for rows, measured in their_steps.items():
-        found = median(measured)
-        name = f"TRL {theirs[rows].versions['trl']}, {rows} rows at once"
-        ratios = [f"{found.wall / own.wall:.2f}×", f"{found.cpu / own.cpu:.2f}×", f"{work.goal:.1f}×"]
-        table.add_row("", "", name, f"{found.wall:.2f}", f"{found.cpu:.2f}", *ratios)
-
-
-PARTS = ("rollout", "train", "sync")  # of our step, wall-clock seconds
+    found = [median(column) for column in zip(*steps, strict=True)]
+    best = Seconds(*(min(getattr(one, name) for one in found[-len(config.trl_rows) :]) for name in ("wall", "cpu")))
+    for side, one in zip(sides, found, strict=True):
+        ratios = ["", "", ""]
+        if config.trl is not None and isinstance(side, OurSide):
+            ratios = [f"{best.wall / one.wall:.2f}×", f"{best.cpu / one.cpu:.2f}×", f"{work.goal:.1f}×"]
+        table.add_row(
+            work.name if side is sides[0] else "", side.described, f"{one.wall:.2f}", f"{one.cpu:.2f}", *ratios
+        )
 
 
 def main(config: Config) -> None:
@@ -368,11 +385,12 @@ def main(config: Config) -> None:
     keep_freed_memory()
     before = os.getloadavg()[0]
     table = Table(title=f"a full step, {config.threads} threads, medians of {config.repetitions}")
-    for heading in ("work", "tokens", "side", "wall s", "CPU s", "wall ratio", "CPU ratio", "goal"):
+    for heading in ("work", "side", "wall s", "CPU s", "TRL's wall", "TRL's CPU", "goal"):
         table.add_column(heading, justify="left" if heading in ("work", "side") else "right")
     for work in WORKS:
-        compare(work, config, table)
-        table.add_section()
+        if config.work in work.name:
+            compare(work, config, table)
+            table.add_section()
     console = Console(width=140)
     console.print(table)
     console.print(f"Load average before and after: {before:.1f}, {os.getloadavg()[0]:.1f}")

@@ -38,8 +38,7 @@ TEMPLATE = (
 def make_tokenizer(size: int) -> Any:
     """One word a token, an end token past the model's vocabulary, and every message a call."""
     tokenizers, models, splitters, transformers = (
-        import_module(name)
-        for name in ("tokenizers", "tokenizers.models", "tokenizers.pre_tokenizers", "transformers")
+        import_module(name) for name in ("tokenizers", "tokenizers.models", "tokenizers.pre_tokenizers", "transformers")
     )
 
     class Tokenizer(transformers.PreTrainedTokenizerFast):  # type: ignore[misc, name-defined]

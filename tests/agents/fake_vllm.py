@@ -14,9 +14,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+import safetensors.torch
 import torch
 import uvicorn
-from safetensors.torch import load_file
 from starlette.applications import Starlette
 from starlette.responses import PlainTextResponse
 from starlette.routing import Route
@@ -72,7 +72,7 @@ class FakeEngine:
         self.check()
         assert (method, kwargs) == ("take_weights", None)
         if not self.stale:
-            found = load_file(args[0])
+            found = safetensors.torch.load_file(args[0])
             if found.keys() != dict(self.model.named_parameters()).keys():
                 return ["KeyError: other names"]
             with torch.no_grad():
@@ -184,6 +184,11 @@ def description_of(model: PreTrainedModel) -> dict[str, Any]:
     }
 
 
+def about(config: Any) -> dict[str, Any]:
+    """In place of `vllm_routes.description`."""
+    return dict(config.about)
+
+
 @contextmanager
 def fake_server(monkeypatch: pytest.MonkeyPatch, model: PreTrainedModel | None = None) -> Generator[FakeServer]:
     """Serve until the end of the block.
@@ -195,8 +200,8 @@ def fake_server(monkeypatch: pytest.MonkeyPatch, model: PreTrainedModel | None =
     model = model or make_model()
     served = FakeServer("", FakeEngine(model), description_of(model))
     monkeypatch.setattr(vllm_routes, "outputs", outputs)
-    monkeypatch.setattr(vllm_routes, "description", lambda config: config.about())
-    served.engine.vllm_config.about = lambda: dict(served.about)
+    monkeypatch.setattr(vllm_routes, "description", about)
+    served.engine.vllm_config.about = served.about
 
     async def health(request: Any) -> PlainTextResponse:
         del request

@@ -61,8 +61,7 @@ def test_it_ends_the_command_and_what_that_started_when_told_to(tmp_path: Path) 
     kept = started(tmp_path / "ids")
     process.terminate()
     assert process.wait(DEADLINE_S) == 128 + signal.SIGTERM
-    for one in kept:
-        wait_for(lambda one=one: gone(one))
+    wait_for(lambda: all(gone(one) for one in kept))
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
@@ -71,8 +70,7 @@ def test_it_ends_them_when_its_parent_dies(tmp_path: Path, number: signal.Signal
     kept = started(tmp_path / "ids")
     parent.send_signal(number)
     parent.wait(DEADLINE_S)
-    for one in kept:
-        wait_for(lambda one=one: gone(one))
+    wait_for(lambda: all(gone(one) for one in kept))
 
 
 def test_ctrl_c_in_a_terminal_does_not_reach_the_command(tmp_path: Path) -> None:

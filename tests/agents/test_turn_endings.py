@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import numpy as np
 import pytest
 
 from forkgym.agents import turn_endings
@@ -27,6 +26,8 @@ def test_tokens_that_hold_a_whole_stop_string_end_a_turn_and_those_with_its_last
 
 
 def test_where_most_tokens_may_end_a_turn_all_are_watched(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert np.size(endings().of(("a ",))[1]) == len(TOKENIZER) - 1
+    _, watched = endings().of(("a ",))
+    assert watched is not None
+    assert len(watched) == len(TOKENIZER) - 1
     monkeypatch.setattr(turn_endings, "MANY", 100)
     assert endings().of(("a ",)) == ([IDS[END]], None)

@@ -103,7 +103,11 @@ def in_place_of_vllm(monkeypatch: pytest.MonkeyPatch, program: str) -> None:
         return LaunchLine({"GREETING": "hello"}, (sys.executable, "-c", program))
 
     monkeypatch.setattr(vllm_launch, "launch_line", line)
-    monkeypatch.setattr(vllm_launch, "find_spec", lambda name: object())
+
+    def found(name: str) -> object:
+        return name
+
+    monkeypatch.setattr(vllm_launch, "find_spec", found)
 
 
 def test_servers_end_with_the_agent_and_leave_nothing(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import copy
 import importlib.util
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from typing import cast
 
 import psutil
 import pytest
@@ -17,8 +18,10 @@ from forkgym.agents.config import AgentConfig, VllmConfig, VllmServerConfig
 from forkgym.agents.errors import AgentFailure
 from forkgym.agents.serving import launch
 from forkgym.agents.transformers_agent import TransformersAgent
+from forkgym.agents.vllm_client import ServerClient, ServerProblem
 from forkgym.agents.vllm_launch import LaunchedServers
 from forkgym.agents.vllm_server import VllmServerAgent
+from forkgym.agents.weight_transfer import Weights
 from tests.agents.test_vllm_agent import MAX_CONTEXT, TOKENIZER, grow, largest_gap, make_model, prompt_of
 from tests.agents.tiny import complete
 
@@ -112,14 +115,18 @@ def test_weights_that_a_server_did_not_take_stop_the_run(policies: dict[bool, Po
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.mul_(1.05)
+    given = list(old)
     send = agent._transfer.send
+
+    def send_given(weights: Weights, name: str, clients: Sequence[ServerClient]) -> list[ServerProblem | None]:
+        del weights
+        return send(given, name, clients)
+
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(agent._transfer, "send", lambda weights, name, clients: send(old, name, clients))
+        patch.setattr(agent._transfer, "send", send_given)
         with pytest.raises(AgentFailure, match=r"does not sample from the trained weights \(version 7\)"):
             agent.load_weights(model, 7)
-        patch.setattr(
-            agent._transfer, "send", lambda weights, name, clients: send(old[1:] + [("x", old[0][1])], name, clients)
-        )
+        given[0] = ("x", given[0][1])
         with pytest.raises(AgentFailure, match="can't take the weights"):
             agent.load_weights(model, 8)
     agent.load_weights(model, 9)
@@ -141,7 +148,7 @@ class Killer:
         """Step, and kill once."""
         events = list(self._agent.step())
         if self._seen < 3 <= self._seen + len(events):
-            for process in [*self._process.children(recursive=True)]:
+            for process in self._process.children(recursive=True):
                 process.kill()
         self._seen += len(events)
         return events
@@ -151,7 +158,7 @@ class Killer:
 def test_the_trees_are_the_same_where_one_of_two_servers_is_killed(policies: dict[bool, Policy]) -> None:
     policy = policies[True]
     expected = grow(policy.agent, seed=5)
-    killer: Agent = Killer(policy.agent, psutil.Process(policy.servers._processes[0].pid))  # type: ignore[assignment]
+    killer = cast(Agent, Killer(policy.agent, psutil.Process(policy.servers._processes[0].pid)))
     found = grow(killer, seed=5)
     for group, other in zip(found, expected, strict=True):
         assert len(group.trajectories) == len(other.trajectories) == 6

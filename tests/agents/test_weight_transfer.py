@@ -12,8 +12,8 @@ from types import ModuleType
 from typing import Any, cast
 
 import pytest
+import safetensors.torch
 import torch
-from safetensors.torch import load_file
 
 from forkgym.agents.loop_thread import LoopThread
 from forkgym.agents.vllm_client import ServerClient, ServerProblem, ServerRefusal
@@ -35,7 +35,7 @@ class FakeClient:
         """Read the file."""
         if self.problem is not None:
             raise self.problem
-        self.taken = load_file(path)
+        self.taken = safetensors.torch.load_file(path)
         self.path, self.name = Path(path), name
 
     async def transfer(self, step: str, arguments: dict[str, Any], name: str) -> None:
@@ -150,7 +150,11 @@ def test_a_transfer_between_gpus_takes_vllms_steps_and_names_the_weights(loop: L
     others = [(name, weight + 1) for name, weight in WEIGHTS]
     assert transfer.send(others, "run/2", clients(fake)) == [None]
     about = {"update_info": {"names": ["a.weight", "b"], "shapes": [[3, 2], [1]]}}
-    steps = [("start_weight_update", {}), ("update_weights", about), ("finish_weight_update", {})]
+    steps: list[tuple[str, object]] = [
+        ("start_weight_update", {}),
+        ("update_weights", about),
+        ("finish_weight_update", {}),
+    ]
     # The group is made once: the trainer and the server's two workers.
     assert fake.steps[0][:2] == ("init_weight_transfer_engine", {"init_info": {"world_size": 3, "rank_offset": 1}})
     assert [step[:2] for step in fake.steps[1:]] == steps + steps

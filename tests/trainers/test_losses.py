@@ -82,6 +82,20 @@ def test_the_dual_clip_bounds_what_a_bad_token_costs() -> None:
     assert float(unbounded) == pytest.approx(-20.0)
 
 
+@pytest.mark.parametrize("log_ratio", [25.0, 100.0, 1e4])
+def test_a_ratio_that_overflows_spoils_no_gradient(log_ratio: float) -> None:
+    # A product over a thousand tokens, each of which is a tenth likelier, is exp(95): no float32.
+    advantages = torch.tensor([[1.0, -1.0, 1.0, -1.0]])
+    at = torch.tensor([[log_ratio, log_ratio, -log_ratio, -log_ratio]])
+    for dual_clip in (None, 3.0):
+        slope = gradient_of(partial(clipped_terms, advantages_BT=advantages, dual_clip=dual_clip), at)
+        assert slope.tolist() == [pytest.approx([0.0, 0.0, 0.0, 0.0], abs=1e-10)]
+    # 1.2, the largest ratio times -1 or three times -1, what is left of a good token, 0.8 times -1
+    assert clipped_terms(at, advantages, dual_clip=3.0).tolist() == [pytest.approx([1.2, -3.0, 0.0, -0.8], abs=1e-6)]
+    assert float(clipped_terms(at, advantages)[0, 1]) == pytest.approx(-math.exp(20))
+    assert torch.isfinite(truncated_terms(torch.full((1, 4), -1.0), at, advantages)).all()
+
+
 def test_truncated_terms_keep_a_clipped_tokens_gradient() -> None:
     log_ratios_BT = ratios_of(9.0, 0.01, 2.0)
     advantages, logprobs = torch.tensor([[2.0, -1.0, 1.0]]), torch.tensor([[-1.0, -2.0, -3.0]])

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import statistics
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -29,7 +29,7 @@ from forkgym.trainers.mismatch import importance_weights
 from forkgym.trainers.objective import FixedLogprobs, LossRule, objective
 from forkgym.trainers.packing import make_row, pad
 from forkgym.trainers.segments import segment_begins
-from forkgym.trainers.types import Group, Sample
+from forkgym.trainers.types import Group, Sample, Turn
 from forkgym.trainers.update import update
 from tests.trainers.small_trees import trajectory, turn
 
@@ -39,7 +39,6 @@ TRL: dict[str, dict[str, Any]] = PEERS["trl"]
 VERL: dict[str, Any] = PEERS["verl"]
 MASK = torch.tensor(INPUTS["mask"], dtype=torch.bool)
 PROMPT = 1  # tokens
-NO_NOISE = {"atol": 1e-6, "rtol": 1e-5}  # float32
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,9 +72,9 @@ def grown_groups(logprobs: list[list[float]]) -> list[Group]:
     return groups
 
 
-def with_logprobs(sampled: Any, logprobs: list[float]) -> Any:
+def with_logprobs(sampled: Turn, logprobs: list[float]) -> Turn:
     """The turn with other log-probs."""
-    return type(sampled)(**{name: getattr(sampled, name) for name in sampled.__slots__} | {"logprobs": tuple(logprobs)})
+    return replace(sampled, logprobs=tuple(logprobs))
 
 
 def samples_of(setting: Setting, sampled_with: str = "before") -> list[Sample]:
@@ -111,11 +110,16 @@ def loss_and_gradient(setting: Setting, sampled_with: str = "before") -> tuple[f
     return float(loss.detach()), gradient[:, PROMPT:]
 
 
+def assert_close(found: torch.Tensor, expected: torch.Tensor, atol: float = 1e-6) -> None:
+    """The same but for float32's rounding."""
+    torch.testing.assert_close(found, expected, atol=atol, rtol=1e-5)
+
+
 def assert_same(setting: Setting, peer: dict[str, Any], sampled_with: str = "before") -> None:
     """The same loss and gradient."""
     loss, gradient = loss_and_gradient(setting, sampled_with)
     assert loss == pytest.approx(peer["loss"], abs=1e-6)
-    torch.testing.assert_close(gradient, torch.tensor(peer["gradient"]), **NO_NOISE)
+    assert_close(gradient, torch.tensor(peer["gradient"]))
 
 
 def assert_other(setting: Setting, peer: dict[str, Any], sampled_with: str = "before") -> None:
@@ -192,8 +196,8 @@ def test_a_mean_over_each_micro_batch_depends_on_how_the_batch_is_split() -> Non
     in_first = factors[:3][torch.tensor(whole["gradient"])[:3] != 0]
     in_second = factors[3:][torch.tensor(whole["gradient"])[3:] != 0]
     tokens = [int(MASK[:3].sum()), int(MASK[3:].sum())]
-    torch.testing.assert_close(in_first, torch.full_like(in_first, sum(tokens) / (2 * tokens[0])), **NO_NOISE)
-    torch.testing.assert_close(in_second, torch.full_like(in_second, sum(tokens) / (2 * tokens[1])), **NO_NOISE)
+    assert_close(in_first, torch.full_like(in_first, sum(tokens) / (2 * tokens[0])))
+    assert_close(in_second, torch.full_like(in_second, sum(tokens) / (2 * tokens[1])))
     assert_other(TRL_SETTINGS["bnpo"], split)
 
 
@@ -240,7 +244,7 @@ def test_verl_has_the_same_loss_and_gradient(name: str, setting: Setting) -> Non
 
 def test_verl_weighs_tokens_alike_by_what_the_engine_sampled() -> None:
     weights = importance_weights(torch.tensor(INPUTS["before"]), torch.tensor(INPUTS["rollout"]))
-    torch.testing.assert_close(weights[MASK], torch.tensor(VERL["importance_weights"])[MASK], **NO_NOISE)
+    assert_close(weights[MASK], torch.tensor(VERL["importance_weights"])[MASK])
     clipped = Setting("grpo", loss=LossConfig(normalisation="tokens", dual_clip=3.0))
     assert_same(clipped, VERL["loss/vanilla, weighted"], sampled_with="rollout")
     linear = Setting("gpg", CreditConfig(divide_by_deviation=True, correction="none"))
@@ -256,16 +260,16 @@ def test_verl_bounds_bad_tokens_by_default() -> None:
 
 
 def test_verl_clips_cispo_below_by_default() -> None:
-    # CISPO's paper sets the lower clip so wide that nothing is clipped below (arXiv:2506.13585, section 3.1). verl takes
-    # PPO's 0.2 there unless told otherwise, which gives a token that became six times less likely five times the
+    # CISPO's paper sets the lower clip so wide that nothing is clipped below (arXiv:2506.13585, section 3.1). verl
+    # takes PPO's 0.2 there unless told otherwise, which gives a token that became six times less likely five times the
     # weight. TRL has no lower clip at all. Ours is the paper's: ratios from 0 to 5.
     _, gradient = loss_and_gradient(Setting("cispo"))
     found = torch.tensor(VERL["loss/cispo"]["gradient"])
     ratios = (torch.tensor(INPUTS["logprobs"]) - torch.tensor(INPUTS["before"])).exp()
     below = MASK & (ratios < 0.8)
     assert int(below.sum()) > 1
-    torch.testing.assert_close(gradient[~below], found[~below], **NO_NOISE)
-    torch.testing.assert_close(found[below] / gradient[below], 0.8 / ratios[below], **NO_NOISE)
+    assert_close(gradient[~below], found[~below])
+    assert_close(found[below] / gradient[below], 0.8 / ratios[below])
 
 
 @pytest.mark.parametrize(
@@ -279,7 +283,7 @@ def test_verl_clips_cispo_below_by_default() -> None:
 )
 def test_verl_has_the_same_advantages(name: str, setting: Setting) -> None:
     ours = pad(samples_of(setting), torch.device("cpu")).advantages_BT[:, PROMPT:]
-    torch.testing.assert_close(ours, torch.tensor(VERL[f"advantages/{name}"]), **NO_NOISE)
+    assert_close(ours, torch.tensor(VERL[f"advantages/{name}"]))
 
 
 @pytest.mark.parametrize(
@@ -294,17 +298,17 @@ def test_verl_whitens_over_the_batch_what_we_leave(name: str, setting: Setting) 
     # (arXiv:2501.03262) does; it has no row of the table. Beneath the whitening the numbers are the same.
     batch = pad(samples_of(setting), torch.device("cpu"))
     ours = batch.targets_BT if name == "gae" else batch.advantages_BT
-    torch.testing.assert_close(ours[:, PROMPT:][MASK], torch.tensor(VERL[f"returns/{name}"])[MASK], **NO_NOISE)
+    assert_close(ours[:, PROMPT:][MASK], torch.tensor(VERL[f"returns/{name}"])[MASK])
     plain = batch.advantages_BT[:, PROMPT:][MASK]
     white = torch.tensor(VERL[f"advantages/{name}"])[MASK]
-    torch.testing.assert_close((plain - plain.mean()) / plain.std(), white, atol=1e-5, rtol=1e-5)
+    assert_close((plain - plain.mean()) / plain.std(), white, atol=1e-5)
     assert (plain - white).abs().max() > 0.1
 
 
 @pytest.mark.parametrize("kind", ["k1", "k2", "k3"])
 def test_verl_estimates_the_divergence_alike(kind: Any) -> None:
     ours = kl_terms(torch.tensor(INPUTS["logprobs"]), torch.tensor(INPUTS["reference"]), kind)
-    torch.testing.assert_close(ours[MASK], torch.tensor(VERL[f"kl/{kind}"])[MASK], **NO_NOISE)
+    assert_close(ours[MASK], torch.tensor(VERL[f"kl/{kind}"])[MASK])
 
 
 # Accurate gradient estimation: alpha = B / (B - M) with M the samples of groups with equal rewards (arXiv:2504.02546).
@@ -350,15 +354,24 @@ def test_an_update_makes_up_for_groups_without_a_signal(name: str) -> None:
     assert [correction for correction, _ in found.values()] == [alpha, 1 / alpha, 1.0]
     plain = found["none"][1]
     assert float(plain.abs().max()) > 0
-    torch.testing.assert_close(found["rescale"][1], alpha * plain)
-    torch.testing.assert_close(found["damp"][1], plain / alpha)
+    assert_close(found["rescale"][1], alpha * plain)
+    assert_close(found["damp"][1], plain / alpha)
 
 
 def first_gradient(groups: list[Group], correction: Any) -> tuple[float, torch.Tensor]:
     """The correction of one update of a tiny model by GPG, and the gradient that it was taken with."""
     torch.manual_seed(0)
-    size = {"vocab_size": 8, "hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1}
-    model = Qwen3ForCausalLM(Qwen3Config(**size, num_attention_heads=1, num_key_value_heads=1, head_dim=8))
+    model = Qwen3ForCausalLM(
+        Qwen3Config(
+            vocab_size=8,
+            hidden_size=8,
+            intermediate_size=8,
+            num_hidden_layers=1,
+            num_attention_heads=1,
+            num_key_value_heads=1,
+            head_dim=8,
+        )
+    )
     config = TrainerConfig(
         algorithm="gpg", forward="padded", max_grad_norm=1e9, credit=CreditConfig(correction=correction)
     )
@@ -375,6 +388,4 @@ def first_gradient(groups: list[Group], correction: Any) -> tuple[float, torch.T
 def on_policy(group: Group, logprobs: list[float]) -> Group:
     """The group as a model with these log-probs after the prompt sampled it."""
     turns = tuple(with_logprobs(one, [logprobs[token] for token in one.tokens]) for one in group.turns)
-    return Group(
-        group.env_id, group.task_uid, group.question, group.answer, group.prompt_tokens, turns, group.trajectories
-    )
+    return replace(group, turns=turns)

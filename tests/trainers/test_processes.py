@@ -19,19 +19,19 @@ from forkgym.trainers.collection import Collector
 from forkgym.trainers.config import TrainerConfig
 from forkgym.trainers.learner import make_learner
 from forkgym.trainers.processes import add_up_gradients, gathered, interleaved
-from forkgym.trainers.reference import Reference
 from forkgym.trainers.rollout import TaskRef
 from tests.trainers.logprobs import PAD
 from tests.trainers.test_collection import collector_of
 from tests.trainers.test_collection import settings as rollout_settings
 from tests.trainers.test_update import (
     CLIPPED,
+    CRITIC,
     EVERYTHING,
     LINEAR,
+    compared_learner,
     eight_rows,
     gradient,
     model_of,
-    plain_learner,
     settings,
     step,
     weights,
@@ -49,13 +49,14 @@ CASES: Mapping[str, TrainerConfig] = {
     "clipped, two parts": replace(CLIPPED, micro_batch_tokens=56),
     "clipped, one part": CLIPPED,
     "everything, tree": replace(EVERYTHING, forward="tree", micro_batch_tokens=30),
+    "critic, two parts": replace(CRITIC, micro_batch_tokens=56),
     "a gradient that is cut": settings("gpg", max_grad_norm=0.01, micro_batch_tokens=1),
 }
 
 
 def take_step(config: TrainerConfig) -> dict[str, Any]:
     """One step of a fresh learner: its last gradient, the weights after it, and what it reports."""
-    learner = plain_learner(reference=Reference.of(model_of(1)) if config.loss.kl_weight else None)
+    learner = compared_learner(config)
     outcome = dict(step(eight_rows(), config, learner))
     return {"gradient": gradient(learner), "weights": weights(learner), "outcome": outcome}
 

@@ -40,6 +40,12 @@ def test_a_group_that_is_no_tree_is_refused(change: dict[str, object], message: 
         replace(three_leaves(), **change)  # type: ignore[arg-type]  # the fields differ by case
 
 
+@pytest.mark.parametrize("missing", ["logprobs", "entropies"])
+def test_a_turn_without_the_log_probs_of_its_tokens_is_refused(missing: str) -> None:
+    with pytest.raises(ValueError, match="turn t0d0: tokens, logprobs and entropies differ in length"):
+        replace(turn("t0d0", None, (1, 2)), **{missing: ()})  # type: ignore[arg-type]  # the fields differ by case
+
+
 ROW = Row(tokens=(1, 2), loss_mask=(False, True), starts=(1,), segments=(-1, 0), old_logprobs=(0.0, -1.0))
 
 

@@ -18,7 +18,7 @@ from forkgym.trainers.algorithm_config import CreditConfig, LossConfig, SegmentC
 from forkgym.trainers.algorithms import AlgorithmName
 from forkgym.trainers.config import TrainerConfig
 from forkgym.trainers.forward.forwards import micro_batches
-from forkgym.trainers.learner import Learner, make_learner
+from forkgym.trainers.learner import Learner, ValueHead, make_learner
 from forkgym.trainers.reference import Reference
 from forkgym.trainers.segments import Marking
 from forkgym.trainers.types import Group
@@ -114,6 +114,18 @@ EVERYTHING = settings(
 )
 
 
+CRITIC = settings("ppo", updates_per_rollout=2, credit=CreditConfig(gae_lambda=0.9))
+
+
+def compared_learner(config: TrainerConfig) -> Learner:
+    """With a reference and a value head where they are needed, neither of which agrees with the model."""
+    reference = Reference.of(model_of(1)) if config.loss.kl_weight else None
+    if config.settings.baseline != "critic":
+        return plain_learner(reference=reference)
+    torch.manual_seed(0)
+    return plain_learner(reference=reference, value_head=ValueHead(32, 1))
+
+
 def test_the_splits_are_those_that_are_compared() -> None:
     rows = rows_of(eight_rows())
     assert sorted(len(row.tokens) for row in rows) == [7, 8, 9, 10, 11, 12, 13, 14]
@@ -122,13 +134,15 @@ def test_the_splits_are_those_that_are_compared() -> None:
     assert [len(micro_batches(rows, most, "tree")) > 1 for most in (10**6, 30, 1)] == [False, True, True]
 
 
-@pytest.mark.parametrize("config", [LINEAR, CLIPPED, EVERYTHING], ids=["linear", "clipped", "everything"])
+@pytest.mark.parametrize(
+    "config", [LINEAR, CLIPPED, EVERYTHING, CRITIC], ids=["linear", "clipped", "everything", "critic"]
+)
 def test_micro_batches_and_forwards_change_no_gradient(config: TrainerConfig) -> None:
     groups = eight_rows()
     gradients: list[torch.Tensor] = []
     outcomes: list[Mapping[str, float]] = []
     for forward, most in [("padded", 10**6), ("padded", 56), ("padded", 1), ("tree", 10**6), ("tree", 30), ("tree", 1)]:
-        learner = plain_learner(reference=Reference.of(model_of(1)) if config.loss.kl_weight else None)
+        learner = compared_learner(config)
         split = replace(config, forward=forward, micro_batch_tokens=most)  # type: ignore[arg-type]  # one of the two
         outcomes.append(step(groups, split, learner))
         gradients.append(gradient(learner))

@@ -17,7 +17,7 @@ from transformers.masking_utils import AttentionMaskInterface
 from forkgym.trainers.forward.layout import Forest
 from forkgym.trainers.forward.measures import ForwardSettings, Measures, Row
 from forkgym.trainers.forward.models import take_apart
-from forkgym.trainers.forward.plan import PLAN, Plan, no_mask, refuse_extras, scale_of
+from forkgym.trainers.forward.plan import PLAN, Plan, no_mask, refuse_extras, same_type, scale_of
 from forkgym.trainers.forward.unique_row import measure_unique
 
 FLEX = "forkgym_flex"  # the attention's name in a model's config
@@ -66,6 +66,7 @@ def flex_tree_attention(
 ) -> tuple[torch.Tensor, None]:
     """Attention as a layer of transformers asks for it, along the paths of the plan in its arguments."""
     refuse_extras(module, attention_mask, arguments)
+    query, key, value = same_type((query, key, value))
     plan: FlexPlan = arguments[PLAN]
     attend: Any = flex_attention if query.device.type == "cpu" else compiled()
     output = cast(

@@ -163,7 +163,7 @@ def lay_out(forest: Forest, rows: Sequence[Row], device: torch.device) -> Layout
     tokens, positions = [0] * unique, [0] * unique
     predictors = list(range(-1, unique - 1))
     sampled_U = torch.zeros(unique, dtype=torch.bool)
-    places = list[torch.Tensor]()
+    places = list[tuple[torch.Tensor, torch.Tensor]]()
     arange_U = torch.arange(unique)
     placed = set[int]()
     for row, path in zip(rows, forest.paths, strict=True):
@@ -176,13 +176,13 @@ def lay_out(forest: Forest, rows: Sequence[Row], device: torch.device) -> Layout
                 predictors[node.start] = forest.nodes[node.parent].end - 1
         places_T = torch.cat([arange_U[forest.nodes[number].start : forest.nodes[number].end] for number in path])
         # Rows may differ in who wrote a token; it is measured where one of them sampled it.
-        sampled_U[places_T[torch.tensor(row.loss_mask)]] = True
-        places.append(places_T)
+        mask_T = torch.tensor(row.loss_mask)
+        sampled_U[places_T[mask_T]] = True
+        places.append((places_T, mask_T))
     sampled_N = sampled_U.nonzero().squeeze(1)
     numbers_U = sampled_U.cumsum(0) - 1
     index_BT = torch.full((len(rows), max(len(row.tokens) for row in rows)), len(sampled_N))
-    for number, (row, places_T) in enumerate(zip(rows, places, strict=True)):
-        mask_T = torch.tensor(row.loss_mask)
+    for number, (places_T, mask_T) in enumerate(places):
         index_BT[number, : len(mask_T)] = torch.where(mask_T, numbers_U[places_T], len(sampled_N))
     tokens_U = torch.tensor(tokens)
     return Layout(

@@ -57,6 +57,14 @@ def no_mask(*_: object, **__: object) -> None:
     """The plan says who sees whom."""
 
 
+def same_type(tensors: tuple[torch.Tensor, ...]) -> list[torch.Tensor]:
+    """Under autocast, queries, keys and values in its type, as PyTorch's own attention takes them; else as they are."""
+    device = tensors[0].device.type
+    if not torch.is_autocast_enabled(device):
+        return list(tensors)
+    return [tensor.to(torch.get_autocast_dtype(device)) for tensor in tensors]
+
+
 def scale_of(query: torch.Tensor, scaling: float | None) -> float:
     """What scores are multiplied by."""
     return query.shape[-1] ** -0.5 if scaling is None else float(scaling)

@@ -12,7 +12,7 @@ from transformers.masking_utils import AttentionMaskInterface
 from forkgym.trainers.forward.kernels import Shape, Three, kernel_for
 from forkgym.trainers.forward.layout import Forest
 from forkgym.trainers.forward.pieces import Piece, full_pieces, segments_of, window_pieces
-from forkgym.trainers.forward.plan import PLAN, Plan, no_mask, refuse_extras, scale_of
+from forkgym.trainers.forward.plan import PLAN, Plan, no_mask, refuse_extras, same_type, scale_of
 
 TREE = "forkgym_tree"  # the attention's name in a model's config
 
@@ -167,6 +167,7 @@ def tree_attention(
         ValueError: The layer asks for what this attention does not compute.
     """
     refuse_extras(module, attention_mask, arguments)
+    query, key, value = same_type((query, key, value))
     plan: TreePlan = arguments[PLAN]
     window: int | None = arguments.get("sliding_window")
     scale = scale_of(query, arguments.get("scaling"))

@@ -12,8 +12,8 @@ from forkgym.trainers.forward.measures import Entropies, ForwardSettings, Measur
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-# Rows x vocabulary of one block: 4 MiB, so that what is done to its logits between two products stays in the cache.
-BLOCK_LOGITS = 2**20
+# Rows x vocabulary of one block: 1 MiB, so that what is done to its logits between two products stays in the cache.
+BLOCK_LOGITS = 2**18
 # Fewer rows than this make the matrix products slow, however large the vocabulary.
 BLOCK_ROWS = 64
 
@@ -76,8 +76,8 @@ def sampled_measures(
 
     The logits of all tokens are the largest tensor of a step by far. Here a part of them exists at a time and is
     computed again in the backward pass, at the price of one more product with the weights; where one part holds all of
-    them they are kept. Liger-Kernel and cut-cross-entropy do the same in Triton, for a GPU only
-    and for a mean cross-entropy rather than one log-prob and entropy a token.
+    them they are kept. Liger-Kernel and cut-cross-entropy do the same in Triton, for a GPU only and for a mean
+    cross-entropy rather than one log-prob and entropy a token.
 
     Args:
         hidden_NH: Hidden state that predicts each token.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from transformers import (
@@ -23,7 +24,7 @@ from forkgym.trainers.forward.forwards import FORWARDS
 from forkgym.trainers.forward.measures import ForwardSettings, Measures
 
 VOCABULARY = 50
-SIZES = {
+SIZES: dict[str, Any] = {
     "vocab_size": VOCABULARY,
     "hidden_size": 32,
     "intermediate_size": 48,
@@ -119,7 +120,7 @@ def mixed(seed: int = 0) -> PreTrainedModel:
     return ready(Qwen2ForCausalLM(config))
 
 
-def without_head_size() -> dict[str, float]:
+def without_head_size() -> dict[str, Any]:
     return {name: size for name, size in SIZES.items() if name != "head_dim"}
 
 
@@ -129,7 +130,7 @@ def ready(model: PreTrainedModel) -> PreTrainedModel:
 
 
 def measure(
-    name: str, model: PreTrainedModel, rows: Sequence[Tokens], settings: ForwardSettings | None = None
+    name: str, model: torch.nn.Module, rows: Sequence[Tokens], settings: ForwardSettings | None = None
 ) -> Measures:
     return FORWARDS[name](model, rows, settings or ForwardSettings(), 0)
 

@@ -101,7 +101,7 @@ class CountedAttention:
     """Counts how often a layer computed attention."""
 
     calls = 0
-    own = tree_attention.TreeAttention
+    own: Any = tree_attention.TreeAttention
 
     @classmethod
     def apply(cls, *arguments: Any) -> Any:
@@ -155,6 +155,17 @@ def test_bfloat16_is_as_near_the_exact_log_probs_as_the_padded_batch() -> None:
     assert tree.dtype == torch.float32
     assert (tree - exact).abs().mean() < 1.2 * (padded - exact).abs().mean()
     assert all(gradient.isfinite().all() for gradient in gradients(rounded, tree.mean()))
+
+
+def test_under_autocast_it_is_as_near_the_exact_log_probs_as_the_padded_batch() -> None:
+    model, rows = qwen3(), random_rows(3)
+    exact = measure("padded", model, rows).logprobs_BT
+    with torch.autocast("cpu", torch.bfloat16):
+        padded, tree = (measure(name, model, rows).logprobs_BT for name in ("padded", "tree"))
+    assert (padded - exact).abs().mean() > 1e-3
+    assert (tree - exact).abs().mean() < 1.2 * (padded - exact).abs().mean()
+    expected, found = (gradients(model, logprobs_BT.mean()) for logprobs_BT in (padded, tree))
+    assert largest_gap(found, expected) < 0.2 * max(gradient.abs().max().item() for gradient in expected)
 
 
 @pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated")  # which PEFT asks for

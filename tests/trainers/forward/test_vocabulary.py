@@ -86,7 +86,7 @@ class Largest(TorchDispatchMode):
     """Remembers the most elements of a float32 tensor that an operation gave."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.elements = 0
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -109,6 +109,21 @@ def test_no_more_logits_exist_than_a_chunk_has(entropies: Entropies) -> None:
             logprobs_N, _ = sampled_measures(hidden_NH, targets_N, Projection(weight_VH), settings)
             logprobs_N.sum().backward()
         assert largest.elements == rows * words
+
+
+@pytest.mark.slow
+def test_a_vocabulary_of_151_000_words_at_8_192_tokens() -> None:
+    tokens, words, hidden = 8192, 151_000, 8
+    hidden_NH = torch.randn(tokens, hidden, requires_grad=True)
+    weight_VH = torch.randn(words, hidden, requires_grad=True)
+    settings = ForwardSettings(entropies=Entropies.WITH_GRADIENT)
+    with Largest() as largest:
+        logprobs_N, entropies_N = sampled_measures(
+            hidden_NH, torch.randint(words, (tokens,)), Projection(weight_VH), settings
+        )
+        assert entropies_N is not None
+        (logprobs_N.sum() + entropies_N.sum()).backward()
+    assert largest.elements <= settings.chunk_logits  # 64 MiB, of 4.6 GiB
 
 
 def test_logits_are_kept_where_one_block_holds_them() -> None:
