@@ -6,10 +6,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from forkgym.agents.server_protocol import PROTOCOL, WORKER_EXTENSION
 from forkgym.agents.vllm_client import ServerDescription
-from forkgym.agents.vllm_launch import WORKER_EXTENSION
 
-PROTOCOL = 1  # as in `vllm_routes`, which the trainer need not be able to import
 # What makes two models of one kind differ; other fields of a config say how it is trained, saved or used.
 SHAPE_FIELDS = (
     "model_type",

@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 from forkgym.agents.errors import AgentFailure
 from forkgym.agents.loop_thread import LoopThread
 from forkgym.agents.server_checks import Wanted, why_unusable
+from forkgym.agents.server_protocol import WRONG_STATE
 from forkgym.agents.turn_book import LiveTurn
 from forkgym.agents.vllm_client import Piece, Score, ServerClient, ServerDescription, ServerProblem, ServerRefusal
 from forkgym.agents.vllm_launch import LaunchedServers
@@ -27,7 +28,6 @@ ANSWER_S = 10.0  # for what a server that is well answers at once
 SPILL = 16  # turns that a server which knows a context may have more than the one with the fewest
 END_S = 2.0  # for sessions, and for processes that have gone already
 MAX_BREAKS = 3  # of a server's sessions under the same weights
-WRONG_STATE = 409
 NO_ROUTE = 404
 
 HOW_TO_START = "start it with the line that scripts/serve_policy.py prints"
@@ -265,12 +265,13 @@ class Fleet:
 
     def _check_start(self, server: Server, deadline: float) -> None:
         """Raise ValueError where a server that is not there yet won't be any more."""
+        address, launched = server.client.address, self._launched
         ended = self._ended(server)
-        if ended is not None:
-            raise ValueError(f"vLLM server {server.client.address}: {ended}")
+        if launched is not None and ended is not None:
+            raise ValueError(f"vLLM server {address}: {ended} and ends with:\n{launched.log_end(address)}")
         if time.monotonic() > deadline:
-            log = "" if self._launched is None else f"; its log is {self._launched.kept_log(server.client.address)}"
-            raise ValueError(f"vLLM server {server.client.address}: it did not answer in time{log}")
+            log = "" if launched is None else f"; its log is {launched.kept_log(address)}"
+            raise ValueError(f"vLLM server {address}: it did not answer in time{log}")
 
     def _choose(self, turn: LiveTurn) -> Server:
         self._need_one()

@@ -11,6 +11,7 @@ import httpx
 from pydantic import BaseModel, TypeAdapter, ValidationError
 
 from forkgym.agents.chat_endpoint import printable, words_of
+from forkgym.agents.server_protocol import PREFIX
 
 UNIX = "unix:"  # before the path of a socket, in an address
 KEEP_ALIVE_S = 3.0  # below the server's 5, so that no request meets a connection that is being closed
@@ -194,7 +195,7 @@ class ServerClient:
         """
         body = encoded({"session": name, "weights": weights})
         try:
-            async with self._client.stream("POST", "/forkgym/session", content=body) as response:
+            async with self._client.stream("POST", f"{PREFIX}session", content=body) as response:
                 if not response.is_success:
                     raise refused(response.status_code, await response.aread())
                 async for line in response.aiter_lines():
@@ -228,7 +229,7 @@ class ServerClient:
     async def _ask(self, method: str, route: str, body: Mapping[str, Any] | None = None) -> bytes:
         content = None if body is None else encoded(body)
         try:
-            response = await self._client.request(method, f"/forkgym/{route}", content=content)
+            response = await self._client.request(method, f"{PREFIX}{route}", content=content)
         except httpx.TransportError as error:
             raise ServerProblem(words_for(error)) from error
         if response.is_success:

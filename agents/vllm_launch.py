@@ -17,15 +17,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from forkgym.agents.config import VllmConfig
+from forkgym.agents.server_protocol import KEY_VARIABLE, MIDDLEWARE, WORKER_EXTENSION
 from forkgym.agents.vllm_client import UNIX
 from forkgym.agents.vllm_engine import CPU_BLOCK, CPU_CACHE_GIB
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-MIDDLEWARE = "forkgym.agents.vllm_routes.TurnRoutes"
-WORKER_EXTENSION = "forkgym.agents.vllm_worker.WeightReceiver"
-KEY_VARIABLE = "FORKGYM_SERVER_KEY"
 # What launchers of training processes say in the environment; servers would take it for theirs.
 OF_THE_TRAINER = frozenset(
     {"RANK", "LOCAL_RANK", "GROUP_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"}
@@ -111,7 +109,7 @@ def launch_line(settings: ServerSettings, config: VllmConfig, address: Sequence[
         flags += ["--tensor-parallel-size", str(settings.gpus)]
     if settings.nccl:
         flags += ["--weight-transfer-config", '{"backend": "nccl"}']
-    environment = {"VLLM_NO_USAGE_STATS": "1", "VLLM_LOGGING_LEVEL": "WARNING"}
+    environment = {"VLLM_NO_USAGE_STATS": "1", "VLLM_LOGGING_LEVEL": "ERROR"}
     if settings.on_cpu:
         # On a CPU vLLM fails where it fills the cache of a seeded request in pieces.
         flags += ["--no-enable-chunked-prefill", "--block-size", str(CPU_BLOCK)]
@@ -224,15 +222,18 @@ class LaunchedServers:
                 )
 
     def ended(self, address: str, wait_s: float = 0.0) -> str | None:
-        """Why a server is not running any more, with the end of its log; None where it still is after ``wait_s``."""
+        """Say that a server is not running any more; None where it still is after ``wait_s``."""
         place = self.addresses.index(address)
         try:
             status = self._processes[place].wait(wait_s)
         except subprocess.TimeoutExpired:
             return None
-        lines = self._log(place).read_text(encoding="utf-8", errors="replace").splitlines()
-        tail = "".join(f"\n  {line}" for line in lines[-LOG_LINES:])
-        return f"it ended with status {status}; its log is {self.kept_log(address)} and ends with{tail}"
+        return f"it ended with status {status}; its log is {self.kept_log(address)}"
+
+    def log_end(self, address: str) -> str:
+        """The last lines of a server's log."""
+        text = self._log(self.addresses.index(address)).read_text(encoding="utf-8", errors="replace")
+        return "\n".join(text.splitlines()[-LOG_LINES:])
 
     def kept_log(self, address: str) -> Path:
         """Copy a server's log to where it stays when this process ends; returns its path."""

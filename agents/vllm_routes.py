@@ -25,11 +25,9 @@ from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from forkgym.agents.entropies import entropy_bounds
+from forkgym.agents.server_protocol import KEY_VARIABLE, PREFIX, PROTOCOL, WRONG_STATE
 from forkgym.agents.vocabulary import vocabulary_hash_at
 
-PROTOCOL = 1  # grows where server and client would no longer understand one another
-PREFIX = "/forkgym/"
-KEY_VARIABLE = "FORKGYM_SERVER_KEY"
 BEAT_S = 2.0  # between signs of life
 TRANSFER_STEPS = (
     "init_weight_transfer_engine",
@@ -99,7 +97,7 @@ class TurnRoutes:
             body = await request.json() if request.method == "POST" else None
             return await route(request.app.state.engine_client, body)
         except WrongState as error:
-            return refusal(409, str(error))
+            return refusal(WRONG_STATE, str(error))
         except (KeyError, TypeError, ValueError) as error:
             return refusal(400, f"{type(error).__name__}: {error}")
 

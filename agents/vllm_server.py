@@ -26,12 +26,13 @@ from forkgym.agents.probing import HALF_TOLERANCE, TOLERANCE, check_probe, model
 from forkgym.agents.served_weights import served_shapes, served_weights
 from forkgym.agents.server_checks import Wanted
 from forkgym.agents.server_fleet import Fleet, turn_name
+from forkgym.agents.server_protocol import KEY_VARIABLE
 from forkgym.agents.stopping import StopTable, end_tokens
 from forkgym.agents.turn_book import LiveTurn, TurnBook
 from forkgym.agents.turn_endings import TurnEndings
 from forkgym.agents.vllm_agent import SAMPLED_PROBE_TOKENS, TEMPERATURES, differing, logprobs_to_ask
 from forkgym.agents.vllm_client import Piece, ServerClient
-from forkgym.agents.vllm_launch import KEY_VARIABLE, LaunchedServers
+from forkgym.agents.vllm_launch import LaunchedServers
 from forkgym.agents.vocabulary import vocabulary_hash
 from forkgym.agents.weight_transfer import FileTransfer, NcclTransfer, WeightTransfer
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 from forkgym.agents.loading import UNUSABLE
 
@@ -30,6 +30,6 @@ def vocabulary_hash_at(name_or_path: str) -> str | None:
     if folder.is_dir() and not any((folder / name).is_file() for name in FILES):
         return None
     try:
-        return vocabulary_hash(AutoTokenizer.from_pretrained(name_or_path))
+        return vocabulary_hash(cast("PreTrainedTokenizerBase", AutoTokenizer.from_pretrained(name_or_path)))
     except UNUSABLE:
         return None

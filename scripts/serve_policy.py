@@ -12,7 +12,7 @@ from __future__ import annotations
 import os
 import sys
 from dataclasses import dataclass, field
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, cast
 
 import tyro
 
@@ -54,14 +54,15 @@ def main(config: ServePolicyConfig) -> int:
         from transformers import AutoConfig
 
         from forkgym.agents.loading import UNUSABLE, model_location, quiet_libraries, unusable
+        from forkgym.agents.server_protocol import KEY_VARIABLE
         from forkgym.agents.vllm_agent import logprobs_to_ask
-        from forkgym.agents.vllm_launch import KEY_VARIABLE, ServerSettings, launch_line, listen_on
+        from forkgym.agents.vllm_launch import ServerSettings, launch_line, listen_on
 
         quiet_libraries()
         address = listen_on(config.host, config.port, os.environ.get(KEY_VARIABLE, ""))
         location = model_location(config.model)
         try:
-            loaded: Any = AutoConfig.from_pretrained(location)
+            loaded = cast(Any, AutoConfig.from_pretrained(location))
         except UNUSABLE as error:
             raise ValueError(unusable("model", config.model, error)) from error
         text_config: Any = loaded.get_text_config()

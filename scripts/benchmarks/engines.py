@@ -16,7 +16,8 @@ Engines:
 - bare vLLM: the same through vLLM's own `LLMEngine`.
 
 Each is a process of its own. They work in turn, on other prompts each time so that nothing is cached; the table shows
-medians. CPU time is that of a process and all that it started.
+medians. CPU time is that of a process and all that it started. What the vLLM agent's process spends outside its calls
+of the engine is measured within each run, as a busy machine changes two runs by more than that.
 
     python scripts/benchmarks/engines.py --threads 1
 """
@@ -242,11 +243,35 @@ def make_embedded(folder: str) -> Runner:
     return agent_runner(TransformersAgent(model, endless_tokenizer(model.config.vocab_size), slots=SLOTS))
 
 
+class EngineClock:
+    """CPU seconds within calls of the engine."""
+
+    seconds = 0.0
+
+    def timed(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        """The same function, with its time added up."""
+
+        def call(*arguments: Any) -> Any:
+            begun = time.process_time()
+            try:
+                return function(*arguments)
+            finally:
+                self.seconds += time.process_time() - begun
+
+        return call
+
+
+ENGINE_CLOCK = EngineClock()
+
+
 def make_vllm(folder: str) -> Runner:
     """The agent that samples with vLLM's engine in its process."""
     from forkgym.agents.vllm_agent import VllmAgent
+    from forkgym.agents.vllm_engine import Engine
 
     del folder
+    for name in ("add", "step", "abort"):
+        setattr(Engine, name, ENGINE_CLOCK.timed(getattr(Engine, name)))
     model = random_model()
     model.eval()
     return agent_runner(VllmAgent(model, endless_tokenizer(model.config.vocab_size), slots=SLOTS))
@@ -345,7 +370,7 @@ def cpu_seconds() -> float:
 
 
 def serve(name: str, folder: str, threads: int, connection: Connection) -> None:
-    """Be one engine: make it, then do each work that comes and send back its seconds."""
+    """Be one engine: make it, then do each work that comes and send back its seconds, as in `Medians`."""
     torch.set_num_threads(threads)
     try:
         run = ENGINES[name](folder)
@@ -357,17 +382,18 @@ def serve(name: str, folder: str, threads: int, connection: Connection) -> None:
         request: tuple[Work, int] | None = connection.recv()
         if request is None:
             return
-        wall, cpu = time.perf_counter(), cpu_seconds()
+        wall, cpu, engine = time.perf_counter(), cpu_seconds(), ENGINE_CLOCK.seconds
         run(*request)
-        connection.send((time.perf_counter() - wall, cpu_seconds() - cpu))
+        connection.send((time.perf_counter() - wall, cpu_seconds() - cpu, ENGINE_CLOCK.seconds - engine))
 
 
 @dataclass(frozen=True, slots=True)
 class Medians:
-    """Seconds of one engine at one work."""
+    """Seconds of one engine at one work: by the clock, of CPU time, and of that within vLLM where an agent calls it."""
 
     wall: float
     cpu: float
+    engine: float
 
 
 def measure(config: Config, folder: str) -> dict[tuple[str, str], Medians]:
@@ -386,7 +412,7 @@ def measure(config: Config, folder: str) -> dict[tuple[str, str], Medians]:
         else:
             print(f"{name} is left out: {problem}")
             process.join()
-    seconds: dict[tuple[str, str], list[tuple[float, float]]] = {}
+    seconds: dict[tuple[str, str], list[tuple[float, float, float]]] = {}
     for repetition in range(config.repetitions + 1):
         for work in make_works(repetition):
             for name, end in ends.items():
@@ -424,6 +450,10 @@ def show(config: Config, medians: Mapping[tuple[str, str], Medians]) -> None:
             if (slow, work.name) in medians and (fast, work.name) in medians:
                 one, other = medians[slow, work.name], medians[fast, work.name]
                 print(f"{label}, {work.name}: {one.wall / other.wall:.2f} (CPU time {one.cpu / other.cpu:.2f})")
+    for work in works:
+        ours = medians.get(("vLLM agent", work.name))
+        if ours is not None:
+            print(f"agent's CPU time over that of its calls of vLLM, {work.name}: {ours.cpu / ours.engine:.3f}")
 
 
 def main(config: Config) -> None:

@@ -24,7 +24,7 @@ from starlette.types import Receive, Scope, Send
 from transformers import PreTrainedModel
 
 from forkgym.agents import vllm_routes
-from forkgym.agents.vllm_launch import WORKER_EXTENSION
+from forkgym.agents.server_protocol import PROTOCOL, WORKER_EXTENSION
 from forkgym.agents.vocabulary import vocabulary_hash
 from tests.agents.tiny import byte_tokenizer, make_model
 
@@ -165,7 +165,7 @@ class FakeServer:
 def description_of(model: PreTrainedModel) -> dict[str, Any]:
     """What a server says that was started as it has to be."""
     return {
-        "protocol": vllm_routes.PROTOCOL,
+        "protocol": PROTOCOL,
         "vllm": "0.32.0",
         "forkgym": "0.1.0",
         "worker_extension": WORKER_EXTENSION,

@@ -73,6 +73,11 @@ def soft_cap(model: PreTrainedModel) -> float | None:
     return None if cap is None else float(cap)
 
 
+def is_exact(weight: torch.Tensor) -> bool:
+    """Whether a model computes in float32 or better."""
+    return weight.dtype in (torch.float32, torch.float64) and not torch.is_autocast_enabled(weight.device.type)
+
+
 def check_logits(parts: ModelParts) -> None:
     """Compare the model's logits on a few tokens with those made of its parts.
 
@@ -89,10 +94,9 @@ def check_logits(parts: ModelParts) -> None:
         logits_1TV = logits_1TV * projection.scale
         if projection.cap is not None:
             logits_1TV = (logits_1TV / projection.cap).tanh() * projection.cap
-    exact = projection.weight_VH.dtype in (torch.float32, torch.float64)
     largest = expected_1TV.abs().max().item()
     gap = (expected_1TV - logits_1TV).abs().max().item()
-    if not gap <= (1e-4 if exact else 2e-2) * max(largest, 1.0):
+    if not gap <= (1e-4 if is_exact(projection.weight_VH) else 2e-2) * max(largest, 1.0):
         raise ValueError(
             f"the logits of {type(parts.whole).__name__} differ by {gap:.2g} from its output embedding on its "
             "decoder's states; expected a model that at most scales or soft-caps them, with dropout off"

@@ -11,7 +11,7 @@ import torch
 
 from forkgym.trainers.forward.layout import Forest, Layout, grow_forest, lay_out
 from forkgym.trainers.forward.measures import ForwardSettings, Measures, Row, check_rows
-from forkgym.trainers.forward.models import ModelParts
+from forkgym.trainers.forward.models import ModelParts, is_exact
 from forkgym.trainers.forward.plan import PLAN, Plan
 from forkgym.trainers.forward.switching import attention
 from forkgym.trainers.forward.vocabulary import measure_states
@@ -99,7 +99,7 @@ def check_attention(parts: ModelParts, way: Way) -> None:
         rows_BTH = parts.decoder(input_ids=tokens_BT, use_cache=False).last_hidden_state.float()
     expected_UH = torch.cat([rows_BTH[0], rows_BTH[1, 3:]])
     largest, gap = expected_UH.abs().max().item(), (tree_UH - expected_UH).abs().max().item()
-    if not gap <= (1e-3 if weight_VH.dtype in (torch.float32, torch.float64) else 0.1) * max(largest, 1.0):
+    if not gap <= (1e-3 if is_exact(weight_VH) else 0.1) * max(largest, 1.0):
         raise ValueError(
             f"the states of {type(parts.decoder).__name__} on a small tree differ by {gap:.2g} from those on its rows; "
             "use the padded forward"
