@@ -43,7 +43,7 @@ class Objective:
     Attributes:
         loss: Scalar with a gradient.
         gaps_N: log pi minus the engine's log-prob of each sampled token, nats.
-        clipped_N: Whether each token's ratio was outside the clip range on the side that its advantage pushes to;
+        clipped_N: Whether each token's ratio was outside its range, so that the clip changed its gradient;
             empty without a ratio.
         kl_N: The KL estimate at each token, nats; empty without a reference.
         entropies_N: Before each token, nats; empty where they were not asked for.
@@ -110,7 +110,9 @@ def objective(measures: Measures, batch: Batch, fixed: FixedLogprobs, rule: Loss
             terms_BT = shares_BT * clipped_terms(ratios_BT, advantages_BT, clip, config.dual_clip)
         else:
             terms_BT = truncated_terms(logprobs_BT, ratios_BT, advantages_BT, clip)
-        clipped_N = outside(ratios_BT.detach(), batch.advantages_BT, clip)[mask_BT]
+        # A clipped term loses its gradient on the side that the advantage pushes to only; a weight is cut on both.
+        pushes_BT = batch.advantages_BT if algorithm.surrogate == "clipped" else None
+        clipped_N = outside(ratios_BT.detach(), clip, pushes_BT)[mask_BT]
     loss = -rule.correction * weighted_sum(terms_BT, batch.weights_BT, mask_BT)
     kl_N, entropies_N, errors_N = nothing, nothing, nothing
     if fixed.reference_BT is not None:
@@ -135,11 +137,15 @@ def segment_firsts(segments_BT: torch.Tensor) -> torch.Tensor:
     return segments_BT > so_far_BT
 
 
-def outside(log_ratios_BT: torch.Tensor, advantages_BT: torch.Tensor, clip: tuple[float, float]) -> torch.Tensor:
-    """Whether a ratio is out of its range on the side to which the advantage pushes it, bool [B, T]."""
+def outside(
+    log_ratios_BT: torch.Tensor, clip: tuple[float, float], advantages_BT: torch.Tensor | None = None
+) -> torch.Tensor:
+    """Whether a ratio is out of its range, bool [B, T]; with advantages, on the side to which these push it."""
     ratios_BT = log_ratios_BT.exp()
-    above_BT = (ratios_BT > 1.0 + clip[1]) & (advantages_BT > 0)
-    return above_BT | ((ratios_BT < 1.0 - clip[0]) & (advantages_BT < 0))
+    above_BT, below_BT = ratios_BT > 1.0 + clip[1], ratios_BT < 1.0 - clip[0]
+    if advantages_BT is None:
+        return above_BT | below_BT
+    return (above_BT & (advantages_BT > 0)) | (below_BT & (advantages_BT < 0))
 
 
 def objective_metrics(parts: Sequence[Objective]) -> dict[str, float]:
@@ -149,7 +155,7 @@ def objective_metrics(parts: Sequence[Objective]) -> dict[str, float]:
     )
     metrics = {"loss": float(joined.loss.double().sum()), **mismatch_metrics(joined.gaps_N)}
     optional = {
-        # Share of tokens whose ratio was outside the clip range on the side that the advantage pushes to.
+        # Share of tokens whose ratio was outside its range, so that the clip changed their gradient.
         "clip/fraction": joined.clipped_N.double(),
         # KL divergence from the policy at the start of the run, by the estimator that the loss takes, nats.
         "kl/mean": joined.kl_N.double(),
