@@ -13,8 +13,9 @@ from forkgym.agents.base import Agent
 from forkgym.envs.base import INFINITE_TASK_RANGE, ToolEnv
 from forkgym.envs.mixture import MixtureEnv
 from forkgym.envs.shares import shares_of
+from forkgym.tools.base import ToolFailure
 from forkgym.trainers.growth import Env
-from forkgym.trainers.processes import interleaved
+from forkgym.trainers.processes import gathered, interleaved
 from forkgym.trainers.rollout import Rollout, RolloutSettings, TaskRef, roll_out
 from forkgym.trainers.types import Group
 
@@ -68,7 +69,15 @@ class Collector:
             return roll_out(self.agent, self.envs, tasks, settings)
         own = self.accelerator.process_index
         settings = replace(settings, seed=(*settings.seed, own))
-        rolled = roll_out(self.agent, self.envs, tasks[own::processes], settings)
+        rolled, failure = Rollout((), 0, ()), ""
+        try:
+            rolled = roll_out(self.agent, self.envs, tasks[own::processes], settings)
+        except ToolFailure as error:
+            failure = str(error)
+        # The others wait for this process's trees: where there are none, all stop.
+        failures = [one for one in gathered(self.accelerator, [failure]) if one]
+        if failures:
+            raise ToolFailure(failures[0])
         by_process = interleaved(self.accelerator, [rolled], processes)
         groups = interleaved(self.accelerator, rolled.groups, len(tasks))
         changes = tuple(change for one in by_process for change in one.entropy_changes)

@@ -85,7 +85,7 @@ def mismatched(*weights: float) -> Metrics:
 def clipped(name: str, *ratios: float) -> Metrics:
     """A step whose tokens have these ratios and positive advantages, with a clip range of 0.8 to 1.2."""
     ratios_BT = torch.tensor([ratios])
-    share = outside(ratios_BT.log(), torch.ones_like(ratios_BT), (0.2, 0.2)).double().mean()
+    share = outside(ratios_BT.log(), (0.2, 0.2), torch.ones_like(ratios_BT)).double().mean()
     return {**measured(tree()), name: float(share)}
 
 
