@@ -1,9 +1,11 @@
 """What TRL and verl make of a few tokens: writes the numbers that ``tests/trainers/test_peers.py`` compares ours with.
 
-Run in an interpreter that has both, with CPU builds (this package is not needed there); ``requirements`` below names
-the versions that the stored file was made with, and the file those that made it.
+Run in an interpreter that has both, with a CPU build of PyTorch; this package is not needed there. The file names the
+versions that made it. verl's own requirements are for GPUs, so it goes without them:
 
-    python -m venv PEERS && PEERS/bin/pip install REQUIREMENTS && PEERS/bin/pip install --no-deps verl==0.9.1
+    python -m venv PEERS
+    PEERS/bin/pip install trl==1.16.0 "ray[default]" hydra-core tensordict codetiming torchdata cachetools orjson peft
+    PEERS/bin/pip install pybind11 pylatexenc && PEERS/bin/pip install --no-deps verl==0.9.1
     PEERS/bin/python scripts/peer_numbers.py
 
 All numbers are computed in float64. Losses come with their gradient to each token's log-prob.
@@ -29,12 +31,6 @@ from typing import Any
 
 import torch
 
-REQUIREMENTS = (
-    "trl==1.16.0",
-    "torch==2.13.0",
-    *("ray[default]", "hydra-core", "tensordict", "codetiming", "torchdata", "cachetools", "orjson", "peft"),
-    *("pybind11", "pylatexenc"),
-)
 COMMAND = "python scripts/peer_numbers.py"
 OUTPUT = Path(__file__).parents[1] / "tests" / "trainers" / "peer_numbers.json"
 
@@ -144,7 +140,7 @@ class ToyTrainer:
         beta, arguments.beta = arguments.beta, 0.0  # or a reference model would be loaded from a hub
         self.trainer = trl.GRPOTrainer(
             transformers.Qwen3ForCausalLM(config),
-            reward_funcs=lambda completions, **_: [0.0] * len(completions),
+            reward_funcs=no_rewards,
             args=arguments,
             train_dataset=datasets.Dataset.from_list([{"prompt": "w1"}] * 2),
             processing_class=word_tokenizer(16),
@@ -155,7 +151,7 @@ class ToyTrainer:
         self.trainer.beta, self.trainer.ref_model = beta, object()
         self.given = given
         self.trainer._generate = self.generate  # noqa: SLF001
-        self.trainer._calculate_rewards = lambda *_: tensor(REWARDS)[:, None]  # noqa: SLF001
+        self.trainer._calculate_rewards = self.rewards  # noqa: SLF001
         self.trainer._get_per_token_logps_and_entropies = self.logprobs  # noqa: SLF001
 
     def generate(self, prompts: Sequence[str]) -> tuple[Any, ...]:
@@ -164,6 +160,10 @@ class ToyTrainer:
         masks = [mask[:length] for mask, length in zip(MASK, LENGTHS, strict=True)]
         engine = [logprobs[:length] for logprobs, length in zip(ROLLOUT, LENGTHS, strict=True)]
         return [[1]] * len(prompts), tokens, masks, [""] * len(prompts), engine, {}, None, []
+
+    def rewards(self, *_: Any) -> torch.Tensor:
+        """Of one reward function, [trajectories, 1]."""
+        return tensor(REWARDS)[:, None]
 
     def logprobs(self, model: Any, *_: Any, **__: Any) -> tuple[torch.Tensor, torch.Tensor, None]:
         """Log-probs and entropies: with a gradient of the policy that is trained, else of another."""
@@ -181,6 +181,11 @@ class ToyTrainer:
         """Of one micro-batch."""
         found: torch.Tensor = self.trainer._compute_loss(self.trainer.model, inputs)  # noqa: SLF001
         return found
+
+
+def no_rewards(completions: Sequence[Any], **_: Any) -> list[float]:
+    """A reward function, which there has to be."""
+    return [0.0] * len(completions)
 
 
 def word_tokenizer(size: int) -> Any:
@@ -243,7 +248,8 @@ def in_two_micro_batches(settings: Mapping[str, Any]) -> Result:
     toy = ToyTrainer(whole, as_engine=False, settings={**settings, "gradient_accumulation_steps": 2})
     inputs = toy.score()
     toy.trainer.current_gradient_accumulation_steps = 2
-    losses, gradients = [], []
+    losses: list[torch.Tensor] = []
+    gradients: list[torch.Tensor] = []
     for half in (slice(0, 3), slice(3, 6)):
         toy.given = whole[half].clone().requires_grad_()
         per_row = {"num_items_in_batch": inputs["num_items_in_batch"]}

@@ -51,6 +51,11 @@ class Learner:
         parts = [self.model] if self.value_head is None else [self.model, self.value_head]
         return [parameter for part in parts for parameter in part.parameters() if parameter.requires_grad]
 
+    def forget_gradients(self) -> None:
+        """Free the memory of the gradients."""
+        for parameter in self.parameters:
+            parameter.grad = None
+
 
 def make_learner(
     model: torch.nn.Module, pad_token: int, temperature: float, config: TrainerConfig

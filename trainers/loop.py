@@ -158,6 +158,7 @@ def train_step(
     outcome = try_update(session.learner, found.groups, rewards_PG, trainer, circumstances)
     if not outcome["step_skipped"]:
         session.scheduler.step()
+    session.learner.forget_gradients()  # the engine may need their memory for its rollout
     trained = time.perf_counter()
 
     session.agent.load_weights(session.saved.model, state.version + 1)

@@ -202,8 +202,7 @@ def one_update(
     Raises:
         NonFiniteError: The loss or its gradient is not finite; no step is taken.
     """
-    for parameter in learner.parameters:
-        parameter.grad = None
+    learner.forget_gradients()
     done: list[Objective] = []
     for part, known in zip(parts, fixed, strict=True):
         measures = measure(learner, learner.model, [sample.row for sample in part], config)

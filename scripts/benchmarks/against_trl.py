@@ -3,9 +3,9 @@
 Both train the same model, a Qwen3 of 3.4 M parameters with random weights, in float32 by GRPO (clipped token ratios, a
 mean within each trajectory, no KL term), with AdamW and one update a rollout, on the CPU. Work:
 
-- single turn: 8 prompts x 8 rollouts x 128 tokens.
+- single turn: 8 prompts x 8 rollouts x 128 tokens, with two lengths of prompt.
 - multi-turn with tools: 4 prompts x 8 rollouts x 4 turns of 32 tokens; after each turn but the last a tool in memory is
-  called, whose reply has 16 tokens. With three lengths of prompt: what describes tools takes some hundred tokens.
+  called, whose reply has 16 tokens; with three lengths of prompt. What describes tools takes some hundred tokens.
 
 Every token is sampled from the whole distribution; no end token can be drawn, so all turns are as long as that. On both
 sides a message is a call of the tool whatever it says, and nothing is parsed: random weights write no JSON. The reward
@@ -17,8 +17,8 @@ their tokens, and the numbers must agree.
 - forkgym, branching: ``arpo``, where half of a task's trajectories begin at its prompt and the others branch off at
   tool calls: as many trajectories, of the same length, and fewer sampled tokens. TRL has no such thing.
 - TRL: its own loop with ``generate`` of transformers (its vLLM does not survive a weight sync on a CPU) and its own
-  tool loop (``trl_steps.py``). Left out in its favour: activation checkpointing and bfloat16, which it has on by
-  default, the parsing of calls, and, in its time, drawing the batch and logging.
+  tool loop (``trl_steps.py``). Its defaults are kept but for bfloat16, which our side does not use either, and, in its
+  favour, activation checkpointing. Not counted, in its favour: the parsing of calls, drawing the batch and logging.
 
 glibc's allocator keeps freed memory on both sides. TRL is optional: without ``--trl`` our side is measured alone.
 
@@ -118,6 +118,7 @@ class Work:
 
 WORKS = (
     Work("single turn, prompts of 64", prompts=8, rollouts=8, turns=1, turn_tokens=128, prompt_tokens=64, goal=1.8),
+    Work("single turn, prompts of 256", prompts=8, rollouts=8, turns=1, turn_tokens=128, prompt_tokens=256, goal=1.8),
     Work("multi-turn, prompts of 64", prompts=4, rollouts=8, turns=4, turn_tokens=32, prompt_tokens=64, goal=4.0),
     Work("multi-turn, prompts of 256", prompts=4, rollouts=8, turns=4, turn_tokens=32, prompt_tokens=256, goal=4.0),
     Work("multi-turn, prompts of 1,024", prompts=4, rollouts=8, turns=4, turn_tokens=32, prompt_tokens=1024, goal=4.0),

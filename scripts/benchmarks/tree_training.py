@@ -29,7 +29,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import torch
@@ -149,10 +149,9 @@ def flops(model: PreTrainedModel, rows: Sequence[Line], *, unique: bool) -> floa
     """The formula above, forward only."""
     config = model.config
     assert isinstance(config, Qwen3Config)
+    layers: list[tuple[str, torch.nn.Module]] = list(cast("Any", model).named_modules())
     linear = sum(
-        layer.weight.numel()
-        for name, layer in model.named_modules()
-        if isinstance(layer, torch.nn.Linear) and name != "lm_head"
+        layer.weight.numel() for name, layer in layers if isinstance(layer, torch.nn.Linear) and name != "lm_head"
     )
     attention = 4 * config.num_attention_heads * config.head_dim * config.num_hidden_layers
     last = 2 * config.hidden_size * config.vocab_size

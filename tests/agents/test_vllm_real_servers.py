@@ -166,5 +166,6 @@ def test_the_trees_are_the_same_where_one_of_two_servers_is_killed(policies: dic
     assert largest_gap(policy.model, found) < 1e-4
     assert policy.agent.figures()["servers"] == 1
     assert policy.agent.resumed_turns > 0
+    policy.servers.kept_log(policy.servers.addresses[0]).unlink()
     policy.agent.load_weights(policy.model, 30)
     assert largest_gap(policy.model, grow(policy.agent, seed=6)) < 1e-4

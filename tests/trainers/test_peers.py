@@ -13,6 +13,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from transformers import Qwen3Config, Qwen3ForCausalLM
@@ -29,7 +30,7 @@ from forkgym.trainers.mismatch import importance_weights
 from forkgym.trainers.objective import FixedLogprobs, LossRule, objective
 from forkgym.trainers.packing import make_row, pad
 from forkgym.trainers.segments import segment_begins
-from forkgym.trainers.types import Group, Sample, Turn
+from forkgym.trainers.types import Group, Row, Sample, Trajectory, Turn
 from forkgym.trainers.update import update
 from tests.trainers.small_trees import trajectory, turn
 
@@ -54,7 +55,8 @@ def grown_groups(logprobs: list[list[float]]) -> list[Group]:
     """The stored trajectories as trees: a turn ends where an observation of one token follows."""
     groups: list[Group] = []
     for number in sorted(set(INPUTS["groups"])):
-        turns, leaves = [], []
+        turns: list[Turn] = []
+        leaves: list[Trajectory] = []
         for place in (place for place, group in enumerate(INPUTS["groups"]) if group == number):
             mask = INPUTS["mask"][place][: INPUTS["lengths"][place]]
             holes = [at for at, sampled in enumerate(mask) if not sampled]
@@ -81,9 +83,11 @@ def samples_of(setting: Setting, sampled_with: str = "before") -> list[Sample]:
     """Rows with credit; ``sampled_with`` names the log-probs that the rollout has."""
     algorithm = resolved(setting.algorithm, SegmentConfig(), setting.credit, setting.loss)
     groups = grown_groups(INPUTS[sampled_with])
-    rows_PG, paid, first = [], [], 0
+    rows_PG: list[list[Row]] = []
+    paid: list[Paid] = []
+    first = 0
     for group in groups:
-        begins = segment_begins(group, algorithm.segments, SegmentConfig(), rng=None)  # type: ignore[arg-type]
+        begins = segment_begins(group, algorithm.segments, SegmentConfig(), np.random.default_rng(0))
         rows_PG.append([make_row(group, one, begins) for one in group.trajectories])
         places = range(first, first + len(group.trajectories))
         values_G = [[0.0] * PROMPT + INPUTS["values"][place][: INPUTS["lengths"][place]] for place in places]

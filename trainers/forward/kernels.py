@@ -113,7 +113,7 @@ def spread_heads(key: torch.Tensor, query: torch.Tensor) -> torch.Tensor:
 
 def gather_heads(gradient: torch.Tensor, key: torch.Tensor) -> torch.Tensor:
     """Sum the gradient over the query heads that share a key head."""
-    by_key_head: torch.Tensor = gradient.unflatten(1, (key.shape[1], -1))
+    by_key_head = cast("torch.Tensor", gradient.unflatten(1, (key.shape[1], -1)))
     return by_key_head.sum(2).to(key.dtype)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import weakref
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from transformers import PreTrainedModel
@@ -47,8 +47,8 @@ def take_apart(model: torch.nn.Module) -> ModelParts:
     whole = model if get_base_model is None else get_base_model()
     if not isinstance(whole, PreTrainedModel):
         raise ValueError(f"the model is a {type(whole).__name__}, expected a causal language model of transformers")
-    head: Any = whole.get_output_embeddings()
-    decoder: Any = whole.get_decoder()
+    head = cast("Any", whole.get_output_embeddings())
+    decoder = cast("Any", whole.get_decoder())
     if not isinstance(decoder, PreTrainedModel) or decoder is whole:
         raise ValueError(f"{type(whole).__name__} has no decoder of its own, expected a causal language model")
     # A subclass, such as an adapter on the output embedding, may compute something else.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from typing import Any
 
@@ -11,7 +11,7 @@ from transformers import PreTrainedModel
 
 
 @contextmanager
-def attention(decoder: PreTrainedModel, name: str) -> Iterator[None]:
+def attention(decoder: PreTrainedModel, name: str) -> Generator[None]:
     """Have a decoder use an attention function of this name; what it had before comes back, on errors too.
 
     Gradient checkpointing calls the layers again in the backward pass, after this is over: what they are called

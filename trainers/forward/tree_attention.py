@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 from transformers import AttentionInterface
@@ -69,7 +69,9 @@ class TreeAttention(torch.autograd.Function):
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, *gradients: Any) -> Any:  # noqa: D102
+    def backward(  # noqa: D102  # pyright: ignore[reportIncompatibleMethodOverride] - the decorator hides the names
+        ctx: Any, *gradients: Any
+    ) -> Any:
         *tensors, out_UHD, logs_UH = ctx.saved_tensors
         whole = (gradients[0][0], out_UHD, logs_UH)
         sums = attend_backward(whole, tokens_first(tensors), ctx.pieces, ctx.shapes)
@@ -149,7 +151,7 @@ def join(slices: torch.Tensor) -> torch.Tensor:
 
 def cut(tensor: torch.Tensor, start: int, length: int, count: int) -> torch.Tensor:
     """``count`` slices of ``length`` that follow one another, with the heads before the tokens; a view."""
-    slices: torch.Tensor = tensor[start : start + length * count].unflatten(0, (count, length))
+    slices = cast("torch.Tensor", tensor[start : start + length * count].unflatten(0, (count, length)))
     return slices.transpose(1, 2)
 
 
@@ -173,8 +175,8 @@ def tree_attention(
     scale = scale_of(query, arguments.get("scaling"))
     pieces = plan.pieces(window)
     shapes = [plan.shape(piece, window, scale, query.dtype) for piece in pieces]
-    attend: Callable[..., torch.Tensor] = TreeAttention.apply
-    return attend(query, key, value, pieces, shapes), None
+    apply = cast("Callable[..., torch.Tensor]", TreeAttention.apply)
+    return apply(query, key, value, pieces, shapes), None
 
 
 AttentionInterface.register(TREE, tree_attention)

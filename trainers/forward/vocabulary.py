@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 
@@ -88,7 +88,7 @@ def sampled_measures(
     if not len(targets_N):  # keep the result on the graph: its gradient is 0
         nothing = hidden_NH.sum(-1).float()
         return nothing, None if settings.entropies is Entropies.NO else nothing
-    project: Callable[..., tuple[torch.Tensor, torch.Tensor | None]] = Projected.apply
+    project = cast("Callable[..., tuple[torch.Tensor, torch.Tensor | None]]", Projected.apply)
     return project(hidden_NH, projection.weight_VH, projection.bias_V, targets_N, projection, settings)
 
 
@@ -128,7 +128,9 @@ class Projected(torch.autograd.Function):
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, logprob_grads_N: torch.Tensor, entropy_grads_N: torch.Tensor | None) -> Any:  # noqa: D102
+    def backward(  # noqa: D102  # pyright: ignore[reportIncompatibleMethodOverride] - the decorator hides the names
+        ctx: Any, logprob_grads_N: torch.Tensor, entropy_grads_N: torch.Tensor | None
+    ) -> Any:
         hidden_NH, weight_VH, bias_V, targets_N, entropies_N, kept_NV = ctx.saved_tensors
         settings, projection = ctx.settings, ctx.projection
         if settings.entropies is not Entropies.WITH_GRADIENT:
@@ -163,7 +165,7 @@ class Projected(torch.autograd.Function):
                 add_product(weight_grads_VH, grads_CV.t(), hidden_NH[block])
             if bias_grads_V is not None:
                 bias_grads_V += grads_CV.sum(0)
-        return hidden_grads_NH, cast(weight_grads_VH, weight_VH), cast(bias_grads_V, bias_V), None, None, None
+        return hidden_grads_NH, typed_as(weight_VH, weight_grads_VH), typed_as(bias_V, bias_grads_V), None, None, None
 
 
 def blocks(rows: int, vocabulary: int, most_logits: int) -> list[slice]:
@@ -201,6 +203,6 @@ def add_product(total: torch.Tensor, left: torch.Tensor, right: torch.Tensor) ->
         total += left @ right
 
 
-def cast(gradient: torch.Tensor | None, like: torch.Tensor | None) -> torch.Tensor | None:
+def typed_as(like: torch.Tensor | None, gradient: torch.Tensor | None) -> torch.Tensor | None:
     """The gradient in its parameter's type."""
     return None if gradient is None or like is None else gradient.to(like.dtype)

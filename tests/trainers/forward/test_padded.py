@@ -101,11 +101,12 @@ def test_another_output_embedding_is_refused() -> None:
 def test_logits_that_are_something_else_are_refused() -> None:
     model: Any = qwen3()
     own = model.forward
-    model.forward = lambda **inputs: twice(own(**inputs))
 
-    def twice(output: Any) -> Any:
+    def twice(**inputs: Any) -> Any:
+        output = own(**inputs)
         output.logits = output.logits * 2
         return output
 
+    model.forward = twice
     with pytest.raises(ValueError, match="logits of Qwen3ForCausalLM differ"):
         measure("padded", model, paper_rows())

@@ -224,7 +224,12 @@ def test_states_that_depend_on_more_than_the_path_are_found() -> None:
     model: Any = qwen3()
     layer = model.model.layers[1].mlp
     own = layer.forward
-    layer.forward = lambda hidden: own(hidden) + hidden.cumsum(1)  # mixes in what stands before in the row
+
+    def mixing(hidden: torch.Tensor) -> torch.Tensor:
+        mixed_in: torch.Tensor = own(hidden) + hidden.cumsum(1)  # mixes in what stands before in the row
+        return mixed_in
+
+    layer.forward = mixing
     with pytest.raises(ValueError, match="on a small tree differ by .* use the padded forward"):
         measure("tree", model, paper_rows())
 
@@ -240,7 +245,8 @@ def test_positions_that_are_learned_are_taken_from_the_path() -> None:
 
 def test_dropout_in_attention_is_refused() -> None:
     model = qwen3()
-    for layer in model.model.layers:
+    layers: list[Any] = [*model.model.layers]
+    for layer in layers:
         layer.self_attn.attention_dropout = 0.1
     measure("padded", model, paper_rows())
     model.train()

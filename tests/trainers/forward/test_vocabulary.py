@@ -49,20 +49,21 @@ def test_the_gradient_is_that_of_all_logits_at_once(chunk_logits: int, scale: fl
     settings = ForwardSettings(0.7, Entropies.WITH_GRADIENT, chunk_logits=chunk_logits)
     found = sampled_measures(hidden_NH, targets_N, Projection(weight_VH, bias_V, scale, cap), settings)
     weights = [torch.randn(TOKENS, generator=torch.Generator().manual_seed(seed)) for seed in (1, 2)]
-    losses = []
+    losses = list[torch.Tensor]()
     for measures in (expected, found):
         assert measures[1] is not None
         losses.append((measures[0] * weights[0] + measures[1] * weights[1]).sum())
     torch.testing.assert_close(found[0], expected[0])
     torch.testing.assert_close(found[1], expected[1])
     parameters = (hidden_NH, weight_VH, bias_V)
-    for one, other in zip(*(torch.autograd.grad(loss, parameters) for loss in losses), strict=True):
+    wanted, given = (torch.autograd.grad(loss, parameters) for loss in losses)
+    for one, other in zip(given, wanted, strict=True):
         torch.testing.assert_close(one, other, atol=1e-5, rtol=1e-4)
 
 
 def test_detached_entropies_have_no_gradient_and_change_none() -> None:
     hidden_NH, weight_VH, _, targets_N = inputs()
-    found = []
+    found = list[tuple[torch.Tensor, ...]]()
     for entropies in (Entropies.NO, Entropies.DETACHED):
         logprobs_N, entropies_N = sampled_measures(
             hidden_NH, targets_N, Projection(weight_VH), ForwardSettings(entropies=entropies)
@@ -90,8 +91,9 @@ class Largest(TorchDispatchMode):
         self.elements = 0
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        result = func(*args, **(kwargs or {}))
-        for tensor in result if isinstance(result, tuple | list) else [result]:
+        result: Any = func(*args, **(kwargs or {}))
+        tensors: list[Any] = [result] if isinstance(result, torch.Tensor) else list(result or ())
+        for tensor in tensors:
             if isinstance(tensor, torch.Tensor) and tensor.dtype == torch.float32:
                 self.elements = max(self.elements, tensor.numel())
         return result
