@@ -1,14 +1,16 @@
 """Keep a command running for as long as the process that asked for it lives.
 
-``python -m forkgym.agents.keeper PARENT COMMAND ...``; ends with the command's exit status, as shells do with 128 and
-the signal's number where a signal ended it. A process that is killed
-outright can't stop what it has started: this one notices that its parent is another, and stops it instead. It watches,
-since the signal that Linux can send at a parent's death comes at the death of the thread that forked.
+``python -m forkgym.agents.keeper PARENT FOLDER COMMAND ...`` ends with the command's exit status, as shells do with 128
+and the signal's number where a signal ended it, and removes the folder where the parent can't any more.
+
+A process that is killed outright can't stop what it has started: this one notices that its parent is another, and stops
+it instead. It watches, since the signal that Linux can send at a parent's death comes when the thread that forked ends.
 """
 
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -27,7 +29,7 @@ class Asked:
 
 def main(arguments: list[str]) -> int:
     """Run the command; returns its exit status."""
-    parent, command = int(arguments[0]), arguments[1:]
+    parent, folder, command = int(arguments[0]), arguments[1], arguments[2:]
     asked = Asked()
 
     def end(number: int, frame: FrameType | None) -> None:
@@ -40,6 +42,8 @@ def main(arguments: list[str]) -> int:
     while child.poll() is None and os.getppid() == parent and not asked.to_end:
         time.sleep(POLL_S)
     end_group(child)
+    if os.getppid() != parent:
+        shutil.rmtree(folder, ignore_errors=True)
     status = child.wait()
     return status if status >= 0 else 128 - status
 

@@ -207,11 +207,11 @@ class LaunchedServers:
         inherited = {name: value for name, value in os.environ.items() if name not in OF_THE_TRAINER}
         for place, own in enumerate(variables):
             line = launch_line(settings, config, ["--uds", f"{self._folder}/{place}"])
-            command = [sys.executable, "-P", "-m", "forkgym.agents.keeper", str(os.getpid()), *line.command]
+            command = [sys.executable, "-P", "-m", "forkgym.agents.keeper", str(os.getpid()), str(self._folder)]
             with self._log(place).open("wb") as log:
                 processes.append(
                     subprocess.Popen(
-                        command,
+                        [*command, *line.command],
                         env={**inherited, **line.environment, **own},
                         cwd=self._folder,
                         stdin=subprocess.DEVNULL,

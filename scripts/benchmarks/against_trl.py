@@ -357,44 +357,42 @@ def median(steps: Sequence[Seconds]) -> Seconds:
     return Seconds(*(statistics.median(getattr(step, name) for step in steps[1:]) for name in ("wall", "cpu")))
 
 
-def compare(work: Work, config: Config, table: Table) -> None:
-    """Measure all sides in turn; the rows of one work."""
+def compare(work: Work, config: Config) -> Table:
+    """Measure all sides in turn."""
     sides: list[OurSide | TrlSide] = [OurSide(work, branches=False)]
     if work.turns > 1:
         sides.append(OurSide(work, branches=True))
-    if config.trl is not None:
-        sides += [TrlSide(work, rows, config) for rows in config.trl_rows]
+    theirs = [] if config.trl is None else [TrlSide(work, rows, config) for rows in config.trl_rows]
+    sides += theirs
     steps = [[side.step() for side in sides] for _ in range(config.repetitions + 1)]
     for side in sides:
         side.close()
     found = [median(column) for column in zip(*steps, strict=True)]
-    best = Seconds(*(min(getattr(one, name) for one in found[-len(config.trl_rows) :]) for name in ("wall", "cpu")))
+    table = Table(title=f"{work.name}: seconds of a step, TRL's best over ours; the goal is {work.goal:.1f}×")
+    for heading in ("side", "wall s", "CPU s", "wall ratio", "CPU ratio"):
+        table.add_column(heading, justify="left" if heading == "side" else "right")
     for side, one in zip(sides, found, strict=True):
-        ratios = ["", "", ""]
-        if config.trl is not None and isinstance(side, OurSide):
-            ratios = [f"{best.wall / one.wall:.2f}×", f"{best.cpu / one.cpu:.2f}×", f"{work.goal:.1f}×"]
-        table.add_row(
-            work.name if side is sides[0] else "", side.described, f"{one.wall:.2f}", f"{one.cpu:.2f}", *ratios
-        )
+        ratios = ["", ""]
+        if theirs and isinstance(side, OurSide):
+            best = [min(getattr(other, name) for other in found[-len(theirs) :]) for name in ("wall", "cpu")]
+            ratios = [f"{best[0] / one.wall:.2f}×", f"{best[1] / one.cpu:.2f}×"]
+        table.add_row(side.described, f"{one.wall:.2f}", f"{one.cpu:.2f}", *ratios)
+    return table
 
 
 def main(config: Config) -> None:
-    """Measure and print the table."""
+    """Measure and print the tables."""
+    console = Console(width=140)
     if config.trl is None:
-        print("TRL is not measured: --trl names no Python that has it.")
+        console.print("TRL is not measured: --trl names no Python that has it.")
     torch.set_num_threads(config.threads)
     keep_freed_memory()
-    before = os.getloadavg()[0]
-    table = Table(title=f"a full step, {config.threads} threads, medians of {config.repetitions}")
-    for heading in ("work", "side", "wall s", "CPU s", "TRL's wall", "TRL's CPU", "goal"):
-        table.add_column(heading, justify="left" if heading in ("work", "side") else "right")
+    console.print(f"{config.threads} threads, medians of {config.repetitions}")
     for work in WORKS:
         if config.work in work.name:
-            compare(work, config, table)
-            table.add_section()
-    console = Console(width=140)
-    console.print(table)
-    console.print(f"Load average before and after: {before:.1f}, {os.getloadavg()[0]:.1f}")
+            before = os.getloadavg()[0]
+            console.print(compare(work, config))
+            console.print(f"Load average before and after: {before:.1f}, {os.getloadavg()[0]:.1f}")
 
 
 if __name__ == "__main__":

@@ -26,7 +26,7 @@ time.sleep(600)
 # Starts a keeper and is killed.
 PARENT = """
 import os, subprocess, sys, time
-subprocess.Popen([sys.executable, "-m", "forkgym.agents.keeper", str(os.getpid()), sys.executable, "-c", *sys.argv[1:]])
+subprocess.Popen([sys.executable, "-m", "forkgym.agents.keeper", str(os.getpid()), *sys.argv[1:]])
 time.sleep(600)
 """
 
@@ -39,7 +39,7 @@ def wait_for(condition: Callable[[], bool]) -> None:
 
 
 def keeper(*command: str) -> subprocess.Popen[bytes]:
-    return subprocess.Popen([sys.executable, "-m", "forkgym.agents.keeper", str(os.getpid()), *command])
+    return subprocess.Popen([sys.executable, "-m", "forkgym.agents.keeper", str(os.getpid()), "no-folder", *command])
 
 
 def started(path: Path) -> list[psutil.Process]:
@@ -66,11 +66,15 @@ def test_it_ends_the_command_and_what_that_started_when_told_to(tmp_path: Path) 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
 def test_it_ends_them_when_its_parent_dies(tmp_path: Path, number: signal.Signals) -> None:
-    parent = subprocess.Popen([sys.executable, "-c", PARENT, COMMAND, str(tmp_path / "ids")])
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    command = [sys.executable, "-c", COMMAND, str(tmp_path / "ids")]
+    parent = subprocess.Popen([sys.executable, "-c", PARENT, str(folder), *command])
     kept = started(tmp_path / "ids")
     parent.send_signal(number)
     parent.wait(DEADLINE_S)
     wait_for(lambda: all(gone(one) for one in kept))
+    wait_for(lambda: not folder.exists())
 
 
 def test_ctrl_c_in_a_terminal_does_not_reach_the_command(tmp_path: Path) -> None:
