@@ -93,13 +93,12 @@ def main(config: TrainConfig) -> int:
     def measure() -> dict[str, Result]:
         if not config.evaluation.num_tasks:
             return {}
+        print(f"Measuring accuracy on {evaluated_tasks(config)} ...", flush=True)
         return evaluate(session.agent, held_out, config.evaluation, rollout, config.agent.temperature)
 
     with folder:
         try:
             if "before" not in results:
-                if config.evaluation.num_tasks:
-                    print(f"Measuring accuracy on {evaluated_tasks(config)} ...", flush=True)
                 results = {"before": measure()}
                 folder.write_evaluation(results)
             with Progress(config.trainer.num_steps) as progress:
@@ -110,11 +109,9 @@ def main(config: TrainConfig) -> int:
         except KeyboardInterrupt:
             print(f"Stopped. Go on with: --run_dir {folder.path} --resume")
             return 130
-        except (TrainingError, ToolFailure) as error:
-            print(f"error: {error}; the last good state is in {folder.checkpoints}", file=sys.stderr)
-            return 1
-        except AgentFailure as error:
-            print(f"error: {error}; the newest checkpoint is in {folder.checkpoints}", file=sys.stderr)
+        except (AgentFailure, TrainingError, ToolFailure) as error:
+            kept = "newest checkpoint" if isinstance(error, AgentFailure) else "last good state"
+            print(f"error: {error}; the {kept} is in {folder.checkpoints}", file=sys.stderr)
             return 1
         folder.write_evaluation(results)
         picture = folder.learning_curve
