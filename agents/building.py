@@ -15,9 +15,9 @@ from forkgym.agents.loading import EMBEDDED, load_model, load_tokenizer
 from forkgym.agents.lora import add_adapters
 from forkgym.agents.openai_agent import CANNOT_TRAIN, OpenAIAgent
 from forkgym.agents.scripted import OracleAgent
-from forkgym.agents.serving import make_server_agent
 from forkgym.agents.transformers_agent import TransformersAgent
-from forkgym.agents.vllm_agent import VllmAgent
+from forkgym.agents.vllm.serving import make_server_agent
+from forkgym.agents.vllm.vllm_agent import VllmAgent
 
 
 @dataclass(frozen=True, slots=True)

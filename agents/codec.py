@@ -138,4 +138,6 @@ class TokenizerCodec:
 @lru_cache(maxsize=64)
 def marker_splitter(markers: tuple[str, ...]) -> re.Pattern[str]:
     """Split a text at markers and keep them: every second piece is one."""
+    if not markers:
+        return re.compile(r"(\Z.)")  # matches nowhere; no alternative at all would match everywhere
     return re.compile("(" + "|".join(re.escape(marker) for marker in sorted(markers, key=len, reverse=True)) + ")")

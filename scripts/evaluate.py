@@ -9,7 +9,7 @@ from pathlib import Path
 
 from forkgym.agents.config import AgentConfig
 from forkgym.envs.config import EnvConfig
-from forkgym.trainers.command_line import parse_command_line, user_errors
+from forkgym.trainers.commands.command_line import parse_command_line, user_errors
 from forkgym.trainers.config import EvaluationConfig, RolloutConfig
 
 
@@ -46,8 +46,8 @@ def main(config: EvaluateConfig) -> int:
     from forkgym.tools.base import ToolFailure
     from forkgym.tools.durable import write_text
     from forkgym.trainers.evaluation import evaluate
-    from forkgym.trainers.notices import show_notices
-    from forkgym.trainers.reporting import print_table, result_table
+    from forkgym.trainers.runs.notices import show_notices
+    from forkgym.trainers.runs.reporting import print_table, result_table
 
     keep_freed_memory()
     show_notices()

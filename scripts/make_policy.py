@@ -30,7 +30,7 @@ from forkgym.envs.multihop import MultiHopEnv
 from forkgym.envs.names import SYLLABLES
 from forkgym.envs.tasks import SolutionStep
 from forkgym.envs.wordmath import WordMathEnv, calculate
-from forkgym.trainers.demonstrations import Demonstration, Script, act_out, demonstration_of, stack
+from forkgym.trainers.sft.demonstrations import Demonstration, Script, act_out, demonstration_of, stack
 
 PAD, END, USER, POLICY = "<|pad|>", "<|end|>", "<|user|>", "<|policy|>"
 MARKED = ("think", "result", "answer", "search", "calculator", "python")

@@ -17,7 +17,7 @@ from typing import Annotated, Any, Literal, cast
 import tyro
 
 from forkgym.agents.config import VllmConfig
-from forkgym.trainers.command_line import user_errors
+from forkgym.trainers.commands.command_line import user_errors
 
 
 @dataclass(frozen=True)
@@ -54,9 +54,9 @@ def main(config: ServePolicyConfig) -> int:
         from transformers import AutoConfig
 
         from forkgym.agents.loading import UNUSABLE, model_location, quiet_libraries, unusable
-        from forkgym.agents.server_protocol import KEY_VARIABLE
-        from forkgym.agents.vllm_agent import logprobs_to_ask
-        from forkgym.agents.vllm_launch import ServerSettings, launch_line, listen_on
+        from forkgym.agents.vllm.server_protocol import KEY_VARIABLE
+        from forkgym.agents.vllm.vllm_agent import logprobs_to_ask
+        from forkgym.agents.vllm.vllm_launch import ServerSettings, launch_line, listen_on
 
         quiet_libraries()
         address = listen_on(config.host, config.port, os.environ.get(KEY_VARIABLE, ""))

@@ -12,7 +12,7 @@ from typing import Annotated
 import tyro
 
 from forkgym.tools.web.search_server import DEFAULT_TOP_K, MISSING_LIBRARIES
-from forkgym.trainers.command_line import user_errors
+from forkgym.trainers.commands.command_line import user_errors
 
 GRACE_S = 5  # for requests under way when it is stopped; more than a body may take
 MAX_PORT = 65_535

@@ -14,15 +14,15 @@ from typing import TYPE_CHECKING
 
 from forkgym.agents.config import AgentConfig
 from forkgym.envs.config import EnvConfig
-from forkgym.trainers.command_line import parse_command_line, user_errors
+from forkgym.trainers.commands.command_line import parse_command_line, user_errors
 from forkgym.trainers.config import EvaluationConfig, RolloutConfig, TrainerConfig
-from forkgym.trainers.diagnostics_config import DiagnosticsConfig
+from forkgym.trainers.runs.diagnostics_config import DiagnosticsConfig
 
 if TYPE_CHECKING:
-    from forkgym.trainers.checkpoint import TrainingState
     from forkgym.trainers.evaluation import Result
-    from forkgym.trainers.growth import Env
     from forkgym.trainers.loop import Session
+    from forkgym.trainers.rollouts.growth import Env
+    from forkgym.trainers.runs.checkpoint import TrainingState
 
 
 @dataclass(frozen=True)
@@ -72,9 +72,9 @@ def main(config: TrainConfig) -> int:
     from forkgym.tools.base import ToolFailure
     from forkgym.trainers.evaluation import evaluate
     from forkgym.trainers.loop import train
-    from forkgym.trainers.notices import show_notices
     from forkgym.trainers.processes import is_first_process
-    from forkgym.trainers.reporting import Progress, draw_learning_curve, evaluation_table, print_table
+    from forkgym.trainers.runs.notices import show_notices
+    from forkgym.trainers.runs.reporting import Progress, draw_learning_curve, evaluation_table, print_table
     from forkgym.trainers.update import TrainingError
 
     keep_freed_memory()
@@ -124,7 +124,7 @@ def main(config: TrainConfig) -> int:
 def assist(session: Session, rollout: RolloutConfig, trainer: TrainerConfig, state: TrainingState) -> int:
     """Train along with the first process, which measures, shows and writes what there is to."""
     from forkgym.trainers.loop import train
-    from forkgym.trainers.reporting import NoProgress
+    from forkgym.trainers.runs.reporting import NoProgress
 
     train(session, rollout, trainer, state, NoProgress())
     return 0
@@ -150,11 +150,11 @@ def set_up(config: TrainConfig) -> tuple[Session, TrainingState, dict[str, Env]]
 
     from forkgym.agents.building import load_policy, use_threads
     from forkgym.envs.config import make_envs, make_held_out_envs
-    from forkgym.trainers.checkpoint import Contents, TrainingState, load_latest
-    from forkgym.trainers.collection import markers_of
     from forkgym.trainers.learner import make_learner
     from forkgym.trainers.loop import Session, save
-    from forkgym.trainers.run_folder import CHECKPOINTS, RunFolder, config_hash
+    from forkgym.trainers.rollouts.collection import markers_of
+    from forkgym.trainers.runs.checkpoint import Contents, TrainingState, load_latest
+    from forkgym.trainers.runs.run_folder import CHECKPOINTS, RunFolder, config_hash
 
     use_threads(config.agent)
     torch.manual_seed(config.seed)

@@ -18,15 +18,15 @@ from typing import TYPE_CHECKING
 
 from forkgym.agents.config import AgentConfig
 from forkgym.envs.config import EnvConfig
-from forkgym.trainers.command_line import parse_command_line, user_errors
-from forkgym.trainers.conversion import words_of
-from forkgym.trainers.sft_config import SftConfig
+from forkgym.trainers.commands.command_line import parse_command_line, user_errors
+from forkgym.trainers.commands.conversion import words_of
+from forkgym.trainers.sft.config import SftConfig
 
 if TYPE_CHECKING:
     from forkgym.agents.building import Policy
-    from forkgym.trainers.demonstrations import Demonstration
-    from forkgym.trainers.run_folder import RunFolder
-    from forkgym.trainers.sft_sources import Collected
+    from forkgym.trainers.runs.run_folder import RunFolder
+    from forkgym.trainers.sft.demonstrations import Demonstration
+    from forkgym.trainers.sft.sources import Collected
 
 MODEL = "model"  # folder in a run's folder
 REPORT_EVERY = 10  # steps
@@ -67,9 +67,9 @@ def main(config: SftRunConfig) -> int:
     from forkgym.agents.loading import quiet_libraries
     from forkgym.agents.memory import keep_freed_memory
     from forkgym.tools.base import ToolFailure
-    from forkgym.trainers.notices import show_notices
-    from forkgym.trainers.run_folder import RunFolder
-    from forkgym.trainers.sft import SftError, fine_tune, prepare
+    from forkgym.trainers.runs.notices import show_notices
+    from forkgym.trainers.runs.run_folder import RunFolder
+    from forkgym.trainers.sft.training import SftError, fine_tune, prepare
 
     keep_freed_memory()
     show_notices()
@@ -123,9 +123,9 @@ def collect(config: SftRunConfig, policy: Policy) -> Collected:
     from forkgym.agents.codec import TokenizerCodec
     from forkgym.agents.slot_model import longest_context
     from forkgym.envs.config import make_envs
-    from forkgym.trainers import sft_sources as sources
-    from forkgym.trainers.demonstrations import message_end
-    from forkgym.trainers.sft_conversations import make_renderer
+    from forkgym.trainers.sft import sources
+    from forkgym.trainers.sft.conversations import make_renderer
+    from forkgym.trainers.sft.demonstrations import message_end
 
     rng = np.random.default_rng(config.seed)
     codec = TokenizerCodec(policy.tokenizer)
@@ -159,7 +159,7 @@ def reporter(folder: RunFolder, begun: float) -> Callable[[Mapping[str, float]],
 
 def save(policy: Policy, folder: Path) -> None:
     """Write the model, adapters merged in, and its tokenizer, as --agent.model reads them."""
-    from forkgym.trainers.saved_model import write_model
+    from forkgym.trainers.runs.saved_model import write_model
 
     folder.mkdir(parents=True, exist_ok=True)
     write_model(folder, policy.model)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from forkgym.trainers.algorithms import ALGORITHMS, Algorithm
+from forkgym.trainers.algorithms.table import ALGORITHMS, Algorithm
 
 PAGE = Path(__file__).parents[1] / "docs" / "algorithms.md"
 
@@ -12,7 +12,7 @@ PAGE = Path(__file__).parents[1] / "docs" / "algorithms.md"
 def cells(algorithm: Algorithm) -> list[str]:
     """A row of the page's table, without its name and source."""
     clip = (algorithm.clip_low, algorithm.clip_high)
-    term = algorithm.surrogate
+    term: str = algorithm.surrogate
     if algorithm.surrogate != "gradient" and clip != (0.2, 0.2):
         low, high = (f"{bound:.0e}".replace("e-0", "e-") if bound < 0.01 else f"{bound:g}" for bound in clip)
         term = f"{term} {low}, {high}"

@@ -10,7 +10,7 @@ from types import ModuleType
 import pytest
 
 from forkgym.envs.config import check_options
-from forkgym.trainers.command_line import parse_command_line
+from forkgym.trainers.commands.command_line import parse_command_line
 from forkgym.trainers.memory_needed import sizes_of
 
 SCRIPTS = Path(__file__).resolve().parents[1] / "scripts"

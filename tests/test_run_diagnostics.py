@@ -12,10 +12,10 @@ from typing import Any
 
 import pytest
 
-from forkgym.trainers.diagnostics import RULES, Rule
-from forkgym.trainers.diagnostics_config import DiagnosticsConfig
-from forkgym.trainers.metrics import rollout_metrics
-from forkgym.trainers.reporting import Progress
+from forkgym.trainers.runs.diagnostics import RULES, Rule
+from forkgym.trainers.runs.diagnostics_config import DiagnosticsConfig
+from forkgym.trainers.runs.metrics import rollout_metrics
+from forkgym.trainers.runs.reporting import Progress
 from tests.test_scripts import load, metrics, train
 
 PAGE = (Path(__file__).resolve().parents[1] / "docs" / "diagnostics.md").read_text(encoding="utf-8")

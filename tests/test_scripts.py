@@ -17,7 +17,7 @@ from transformers import AutoTokenizer
 
 from forkgym.agents.loading import model_location
 from forkgym.agents.transformers_agent import TransformersAgent
-from forkgym.trainers.reporting import Progress
+from forkgym.trainers.runs.reporting import Progress
 
 SCRIPTS = Path(__file__).resolve().parents[1] / "scripts"
 TINY_RUN = (

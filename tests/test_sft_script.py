@@ -16,7 +16,7 @@ from transformers import AutoTokenizer
 from forkgym.agents.building import load_policy
 from forkgym.agents.config import AgentConfig
 from forkgym.agents.loading import model_location
-from forkgym.trainers import sft
+from forkgym.trainers.sft import training as sft
 from tests.agents.tiny import make_model
 from tests.test_scripts import SCRIPTS, UNSOLVED, evaluate, load, metrics, train
 

@@ -1,7 +1,7 @@
 """Rollouts that grow into trees, and learning from them.
 
-Read `types` (the records), then a step in the order in which it happens: `loop` (`train_step`), `rollout` and `tree`
-(tasks to trees, with `branching`), `advantages` (leaves to turns), `packing` (trees to tensors), `losses`, `update`
-(one optimizer step). `algorithms` is the table of names. Around them: `evaluation`, `metrics`, `checkpoint`,
-`run_folder`, `reporting`, and `config` with `command_line`.
+Read `types` (the records), then a step in the order in which it happens: `loop` (`train_step`), `rollouts` (tasks to
+trees), `packing` (trees to rows), `algorithms` (rewards to advantages, and the loss), `forward` (log-probs, each shared
+token once), `update` (the optimizer's steps). `learner` is what a step changes; `runs` what a run leaves behind.
+`sft` is the cold start, `commands` the command line of every script, `config` the settings.
 """

@@ -6,8 +6,8 @@ from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from forkgym.agents.config import AgentConfig
-from forkgym.trainers.algorithm_config import CreditConfig, LossConfig, SegmentConfig, resolved
-from forkgym.trainers.algorithms import Algorithm, AlgorithmName
+from forkgym.trainers.algorithms.config import CreditConfig, LossConfig, SegmentConfig, resolved
+from forkgym.trainers.algorithms.table import Algorithm, AlgorithmName
 
 ORACLE_TOKENS = 10**9
 

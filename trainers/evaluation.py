@@ -13,8 +13,8 @@ from scipy.stats import binomtest
 from forkgym.agents.base import Agent
 from forkgym.envs.base import ToolEnv
 from forkgym.trainers.config import EvaluationConfig, RolloutConfig
-from forkgym.trainers.growth import Env
-from forkgym.trainers.rollout import RolloutSettings, TaskRef, roll_out
+from forkgym.trainers.rollouts.growth import Env
+from forkgym.trainers.rollouts.rollout import RolloutSettings, TaskRef, roll_out
 from forkgym.trainers.types import Group, Trajectory
 
 Result = Mapping[str, Any]

@@ -15,21 +15,21 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from forkgym.agents.base import Agent
 from forkgym.tools.base import ToolFailure
-from forkgym.trainers import checkpoint
-from forkgym.trainers.checkpoint import TrainingState
-from forkgym.trainers.collection import Collector, draw_tasks
+from forkgym.trainers.algorithms.credit import shuffled_rewards
+from forkgym.trainers.algorithms.segments import Marking
 from forkgym.trainers.config import RolloutConfig, TrainerConfig
-from forkgym.trainers.credit import shuffled_rewards
-from forkgym.trainers.diagnostics import Watch, watch_from
-from forkgym.trainers.diagnostics_config import DiagnosticsConfig
-from forkgym.trainers.growth import Env
 from forkgym.trainers.learner import Learner
-from forkgym.trainers.metrics import rollout_metrics
 from forkgym.trainers.processes import gathered
-from forkgym.trainers.rollout import RolloutSettings
-from forkgym.trainers.run_folder import RunFolder
+from forkgym.trainers.rollouts.collection import Collector, draw_tasks
+from forkgym.trainers.rollouts.growth import Env
+from forkgym.trainers.rollouts.rollout import RolloutSettings
+from forkgym.trainers.runs import checkpoint
+from forkgym.trainers.runs.checkpoint import TrainingState
+from forkgym.trainers.runs.diagnostics import Watch, watch_from
+from forkgym.trainers.runs.diagnostics_config import DiagnosticsConfig
+from forkgym.trainers.runs.metrics import rollout_metrics
+from forkgym.trainers.runs.run_folder import RunFolder
 from forkgym.trainers.seeding import derive_seed
-from forkgym.trainers.segments import Marking
 from forkgym.trainers.types import Group
 from forkgym.trainers.update import Circumstances, NonFiniteError, TrainingError, update
 

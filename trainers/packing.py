@@ -7,7 +7,7 @@ from dataclasses import dataclass, fields
 
 import torch
 
-from forkgym.trainers.segments import Begins
+from forkgym.trainers.algorithms.segments import Begins
 from forkgym.trainers.types import Group, Row, Sample, Trajectory
 
 

@@ -10,17 +10,17 @@ from typing import Any, cast
 import numpy as np
 import torch
 
-from forkgym.trainers.advantages import group_correction
-from forkgym.trainers.algorithms import Algorithm
+from forkgym.trainers.algorithms.advantages import group_correction
+from forkgym.trainers.algorithms.credit import CreditRule, Paid, check_rewards, has_signal, make_samples
+from forkgym.trainers.algorithms.objective import FixedLogprobs, LossRule, Objective, objective, objective_metrics
+from forkgym.trainers.algorithms.segments import Marking, segment_begins
+from forkgym.trainers.algorithms.table import Algorithm
 from forkgym.trainers.config import TrainerConfig
-from forkgym.trainers.credit import CreditRule, Paid, check_rewards, has_signal, make_samples
 from forkgym.trainers.forward.forwards import FORWARDS, micro_batches
 from forkgym.trainers.forward.measures import Entropies, ForwardSettings, Measures
 from forkgym.trainers.learner import Learner
-from forkgym.trainers.objective import FixedLogprobs, LossRule, Objective, objective, objective_metrics
 from forkgym.trainers.packing import make_row, pad
 from forkgym.trainers.processes import add_up_gradients, gathered
-from forkgym.trainers.segments import Marking, segment_begins
 from forkgym.trainers.types import Group, Row, Sample
 
 

@@ -53,11 +53,11 @@ from forkgym.envs.base import ToolEnv
 from forkgym.envs.grammar import Call, ParsedTurn, Prompt, Reply
 from forkgym.envs.tasks import SolutionStep, Task
 from forkgym.tools.base import Tool, as_tool
-from forkgym.trainers.checkpoint import Contents, TrainingState
 from forkgym.trainers.config import RolloutConfig, TrainerConfig
-from forkgym.trainers.diagnostics import watch_from
 from forkgym.trainers.learner import make_learner
 from forkgym.trainers.loop import Session, train_step
+from forkgym.trainers.runs.checkpoint import Contents, TrainingState
+from forkgym.trainers.runs.diagnostics import watch_from
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

@@ -121,8 +121,8 @@ ENGINE_CLOCK = EngineClock()
 
 def make_vllm(folder: str) -> Runner:
     """The agent that samples with vLLM's engine in its process."""
-    from forkgym.agents.vllm_agent import VllmAgent
-    from forkgym.agents.vllm_engine import Engine
+    from forkgym.agents.vllm.vllm_agent import VllmAgent
+    from forkgym.agents.vllm.vllm_engine import Engine
 
     del folder
     for name in ("add", "step", "abort"):
@@ -134,7 +134,7 @@ def make_vllm(folder: str) -> Runner:
 
 def make_vllm_uncached(folder: str) -> Runner:
     """The same without prefix caching, which no setting of ours switches off."""
-    from forkgym.agents import vllm_engine
+    from forkgym.agents.vllm import vllm_engine
 
     start = vllm_engine.start_engine
     vllm_engine.start_engine = lambda model, settings: start(model, {**settings, "enable_prefix_caching": False})
@@ -144,7 +144,7 @@ def make_vllm_uncached(folder: str) -> Runner:
 def make_engine() -> Any:
     """The engine that the vLLM agent drives, with the model's weights."""
     from forkgym.agents.config import VllmConfig
-    from forkgym.agents.vllm_engine import Engine
+    from forkgym.agents.vllm.vllm_engine import Engine
 
     model = random_model()
     model.eval()

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, cast
 import tyro
 from transformers import AutoConfig, PreTrainedConfig, Qwen2Config, Qwen3Config
 
-from forkgym.trainers.command_line import parse_command_line
+from forkgym.trainers.commands.command_line import parse_command_line
 from forkgym.trainers.memory_needed import account, sizes_of
 
 sys.path.insert(0, str(Path(__file__).parents[2]))

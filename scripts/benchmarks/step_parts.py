@@ -30,14 +30,14 @@ from transformers import Qwen3Config, Qwen3ForCausalLM
 from forkgym.agents.base import FinishReason
 from forkgym.agents.memory import keep_freed_memory
 from forkgym.envs.tasks import StopReason
+from forkgym.trainers.algorithms.credit import CreditRule, Paid, make_samples
+from forkgym.trainers.algorithms.segments import segment_begins
 from forkgym.trainers.config import TrainerConfig
-from forkgym.trainers.credit import CreditRule, Paid, make_samples
 from forkgym.trainers.forward.forwards import micro_batches
 from forkgym.trainers.forward.layout import grow_forest, lay_out
 from forkgym.trainers.forward.tree_attention import TreePlan
 from forkgym.trainers.learner import Learner, make_learner
 from forkgym.trainers.packing import make_row, pad
-from forkgym.trainers.segments import segment_begins
 from forkgym.trainers.types import Group, Row, Sample, Trajectory, Turn
 from forkgym.trainers.update import update
 

@@ -42,10 +42,10 @@ from forkgym.envs.forking import fork
 from forkgym.envs.grammar import Prompt, Reply
 from forkgym.envs.tasks import Task
 from forkgym.tools.base import as_tool
+from forkgym.trainers.algorithms.tree_weights import initial_roots, leaf_weights, node_baselines, node_weights
 from forkgym.trainers.config import BranchingConfig, BranchingStrategy, RolloutConfig
-from forkgym.trainers.growth import Env
-from forkgym.trainers.rollout import RolloutSettings, TaskRef, roll_out
-from forkgym.trainers.tree_weights import initial_roots, leaf_weights, node_baselines, node_weights
+from forkgym.trainers.rollouts.growth import Env
+from forkgym.trainers.rollouts.rollout import RolloutSettings, TaskRef, roll_out
 from forkgym.trainers.types import Group
 
 if TYPE_CHECKING:

@@ -23,9 +23,9 @@ from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 from transformers import PreTrainedModel
 
-from forkgym.agents import vllm_routes
-from forkgym.agents.server_protocol import PROTOCOL, WORKER_EXTENSION
-from forkgym.agents.vocabulary import vocabulary_hash
+from forkgym.agents.vllm import vllm_routes
+from forkgym.agents.vllm.server_protocol import PROTOCOL, WORKER_EXTENSION
+from forkgym.agents.vllm.vocabulary import vocabulary_hash
 from tests.agents.tiny import byte_tokenizer, make_model
 
 DEADLINE_S = 60.0

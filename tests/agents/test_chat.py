@@ -262,3 +262,8 @@ def test_an_environment_says_what_its_context_is() -> None:
     arpo = LookEnv(tools=[search])
     assert arpo.prompt_of(f"{arpo.instructions}\n\n{QUESTION}\n") == Prompt(arpo.instructions, QUESTION)
     assert arpo.reply_of("<result>x</result>") == Reply("<result>x</result>", arpo.markers)
+
+
+def test_a_reply_without_markers_is_encoded_as_one_text() -> None:
+    codec = TokenizerCodec(load_tokenizer("embedded"))
+    assert codec.encode_reply(Reply("12 and 13", ()), ()) == codec.encode_turn("12 and 13")

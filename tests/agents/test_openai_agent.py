@@ -26,7 +26,7 @@ from forkgym.envs.math_env import MathEnv
 from forkgym.envs.tasks import StopReason, Task
 from forkgym.trainers.config import EvaluationConfig, RolloutConfig
 from forkgym.trainers.evaluation import evaluate
-from forkgym.trainers.rollout import RolloutSettings, TaskRef, roll_out
+from forkgym.trainers.rollouts.rollout import RolloutSettings, TaskRef, roll_out
 from forkgym.trainers.types import Group
 from tests.agents.chat_server import Body, ChatServer, Raw, Respond, said, serving, wrong
 

@@ -12,15 +12,15 @@ import torch
 from numpy.typing import NDArray
 from transformers import PreTrainedModel
 
-from forkgym.agents import vllm_agent, vllm_engine
 from forkgym.agents.base import Request
 from forkgym.agents.codec import ByteCodec
 from forkgym.agents.config import VllmConfig
 from forkgym.agents.probing import model_logprobs
 from forkgym.agents.scripted import ScriptedAgent
 from forkgym.agents.transformers_agent import TransformersAgent
-from forkgym.agents.vllm_agent import VllmAgent
-from forkgym.agents.vllm_engine import Engine
+from forkgym.agents.vllm import vllm_agent, vllm_engine
+from forkgym.agents.vllm.vllm_agent import VllmAgent
+from forkgym.agents.vllm.vllm_engine import Engine
 from tests.agents.tiny import byte_tokenizer, complete, make_model
 
 

@@ -11,7 +11,7 @@ from forkgym.agents.base import Request
 from forkgym.agents.config import LoraConfig, VllmConfig
 from forkgym.agents.loading import load_tokenizer
 from forkgym.agents.lora import add_adapters
-from forkgym.agents.vllm_agent import VllmAgent
+from forkgym.agents.vllm.vllm_agent import VllmAgent
 from tests.agents.tiny import complete, full_measures, make_model
 
 pytest.importorskip("peft")

@@ -16,14 +16,14 @@ from transformers import PreTrainedModel
 from forkgym.agents.base import Agent, Event, Request
 from forkgym.agents.config import AgentConfig, VllmConfig, VllmServerConfig
 from forkgym.agents.errors import AgentFailure
-from forkgym.agents.serving import launch
 from forkgym.agents.transformers_agent import TransformersAgent
-from forkgym.agents.vllm_client import ServerClient, ServerProblem
-from forkgym.agents.vllm_launch import LaunchedServers
-from forkgym.agents.vllm_server import VllmServerAgent
-from forkgym.agents.weight_transfer import Weights
-from tests.agents.test_vllm_agent import MAX_CONTEXT, TOKENIZER, grow, largest_gap, make_model, prompt_of
+from forkgym.agents.vllm.serving import launch
+from forkgym.agents.vllm.vllm_client import ServerClient, ServerProblem
+from forkgym.agents.vllm.vllm_launch import LaunchedServers
+from forkgym.agents.vllm.vllm_server import VllmServerAgent
+from forkgym.agents.vllm.weight_transfer import Weights
 from tests.agents.tiny import complete
+from tests.agents.vllm.test_vllm_agent import MAX_CONTEXT, TOKENIZER, grow, largest_gap, make_model, prompt_of
 
 pytestmark = pytest.mark.skipif(importlib.util.find_spec("vllm") is None, reason="vLLM is not installed")
 

@@ -8,7 +8,7 @@ from collections.abc import Callable
 import pytest
 
 from forkgym.agents.config import AgentConfig, VllmConfig
-from forkgym.agents.vllm_agent import VllmAgent, logprobs_to_ask
+from forkgym.agents.vllm.vllm_agent import VllmAgent, logprobs_to_ask
 from tests.agents.tiny import byte_tokenizer, make_model
 
 

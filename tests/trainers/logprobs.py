@@ -9,11 +9,11 @@ import numpy as np
 import torch
 from transformers import Qwen3Config, Qwen3ForCausalLM
 
-from forkgym.trainers.algorithm_config import SegmentConfig
+from forkgym.trainers.algorithms.config import SegmentConfig
+from forkgym.trainers.algorithms.segments import segment_begins
 from forkgym.trainers.forward.forwards import FORWARDS
 from forkgym.trainers.forward.measures import ForwardSettings
 from forkgym.trainers.packing import make_row
-from forkgym.trainers.segments import segment_begins
 from forkgym.trainers.types import Group, Row
 
 PAD = 0

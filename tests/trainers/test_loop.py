@@ -17,16 +17,16 @@ import torch
 from forkgym.agents.base import Request
 from forkgym.agents.loading import load_tokenizer
 from forkgym.agents.scripted import ScriptedAgent
-from forkgym.trainers.algorithm_config import CreditConfig
-from forkgym.trainers.checkpoint import Contents, TrainingState, list_checkpoints
+from forkgym.trainers.algorithms.config import CreditConfig
 from forkgym.trainers.config import RolloutConfig, TrainerConfig
 from forkgym.trainers.learner import make_learner
 from forkgym.trainers.loop import Session, train
-from forkgym.trainers.reporting import NoProgress
-from forkgym.trainers.run_folder import RunFolder, config_hash
+from forkgym.trainers.runs.checkpoint import Contents, TrainingState, list_checkpoints
+from forkgym.trainers.runs.reporting import NoProgress
+from forkgym.trainers.runs.run_folder import RunFolder, config_hash
 from forkgym.trainers.update import TrainingError
 from tests.trainers.logprobs import PAD, tiny_qwen
-from tests.trainers.test_rollout import ShoutEnv
+from tests.trainers.rollouts.test_rollout import ShoutEnv
 
 BYTES = 256  # the vocabulary of the scripted agent
 ROLLOUT = RolloutConfig(num_generations=2, initial_generations=2, tasks_per_step=1)
@@ -179,7 +179,7 @@ def test_too_few_groups_with_a_signal_are_made_up_for_before_the_step(
     trainer = config(steps, credit=CreditConfig(min_valid_fraction=1.0, extra_rounds=2))
     with (
         session_of(Plan(steps), tmp_path / "run", trainer) as (session, start),
-        caplog.at_level(logging.WARNING, logger="forkgym.trainers.collection"),
+        caplog.at_level(logging.WARNING, logger="forkgym.trainers.rollouts.collection"),
     ):
         train(session, ROLLOUT, trainer, start, NoProgress())
         assert column(session, "groups/replaced") == [2, 0]

@@ -11,8 +11,8 @@ from accelerate import Accelerator
 from torch.optim.lr_scheduler import LambdaLR
 
 from forkgym.trainers import master_weights
-from forkgym.trainers.checkpoint import Contents, TrainingState, load_latest, save_checkpoint
 from forkgym.trainers.master_weights import MasterWeightAdamW, adamw
+from forkgym.trainers.runs.checkpoint import Contents, TrainingState, load_latest, save_checkpoint
 from tests.agents.tiny import byte_tokenizer, make_model
 
 HASH = "c" * 64

@@ -10,7 +10,7 @@ from forkgym.envs.math_env import MathEnv
 from forkgym.envs.tasks import Task
 from forkgym.tools.base import as_tool
 from forkgym.trainers.config import RolloutConfig
-from forkgym.trainers.rollout import RolloutSettings, TaskRef, roll_out
+from forkgym.trainers.rollouts.rollout import RolloutSettings, TaskRef, roll_out
 from tests.agents.tiny import byte_tokenizer
 
 

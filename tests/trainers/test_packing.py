@@ -10,10 +10,10 @@ import torch
 
 from forkgym.agents.base import FinishReason
 from forkgym.envs.tasks import StopReason
-from forkgym.trainers.algorithm_config import SegmentConfig
-from forkgym.trainers.algorithms import Segmentation
+from forkgym.trainers.algorithms.config import SegmentConfig
+from forkgym.trainers.algorithms.segments import segment_begins
+from forkgym.trainers.algorithms.table import Segmentation
 from forkgym.trainers.packing import make_row, pad
-from forkgym.trainers.segments import segment_begins
 from forkgym.trainers.types import Group, Row, Sample
 from tests.trainers.small_trees import three_leaves, turn
 

@@ -18,18 +18,18 @@ import pytest
 import torch
 from transformers import Qwen3Config, Qwen3ForCausalLM
 
-from forkgym.trainers import advantages
-from forkgym.trainers.advantages import deviation, group_correction
-from forkgym.trainers.algorithm_config import CreditConfig, LossConfig, SegmentConfig, resolved
+from forkgym.trainers.algorithms import advantages
+from forkgym.trainers.algorithms.advantages import deviation, group_correction
+from forkgym.trainers.algorithms.config import CreditConfig, LossConfig, SegmentConfig, resolved
+from forkgym.trainers.algorithms.credit import CreditRule, Paid, make_samples
+from forkgym.trainers.algorithms.losses import kl_terms
+from forkgym.trainers.algorithms.mismatch import importance_weights
+from forkgym.trainers.algorithms.objective import FixedLogprobs, LossRule, objective
+from forkgym.trainers.algorithms.segments import segment_begins
 from forkgym.trainers.config import TrainerConfig
-from forkgym.trainers.credit import CreditRule, Paid, make_samples
 from forkgym.trainers.forward.measures import Measures
 from forkgym.trainers.learner import make_learner
-from forkgym.trainers.losses import kl_terms
-from forkgym.trainers.mismatch import importance_weights
-from forkgym.trainers.objective import FixedLogprobs, LossRule, objective
 from forkgym.trainers.packing import make_row, pad
-from forkgym.trainers.segments import segment_begins
 from forkgym.trainers.types import Group, Row, Sample, Trajectory, Turn
 from forkgym.trainers.update import update
 from tests.trainers.small_trees import trajectory, turn

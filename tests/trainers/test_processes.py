@@ -15,14 +15,14 @@ import pytest
 import torch
 from accelerate import Accelerator
 
-from forkgym.trainers.collection import Collector
 from forkgym.trainers.config import TrainerConfig
 from forkgym.trainers.learner import make_learner
 from forkgym.trainers.processes import add_up_gradients, gathered, interleaved
-from forkgym.trainers.rollout import TaskRef
+from forkgym.trainers.rollouts.collection import Collector
+from forkgym.trainers.rollouts.rollout import TaskRef
 from tests.trainers.logprobs import PAD
-from tests.trainers.test_collection import collector_of
-from tests.trainers.test_collection import settings as rollout_settings
+from tests.trainers.rollouts.test_collection import collector_of
+from tests.trainers.rollouts.test_collection import settings as rollout_settings
 from tests.trainers.test_update import (
     CLIPPED,
     CRITIC,

@@ -13,7 +13,7 @@ from forkgym.envs.base import ToolEnv
 from forkgym.envs.tasks import Task
 from forkgym.tools.sandbox.client import SandboxServer
 from forkgym.trainers.config import BranchingConfig, RolloutConfig
-from forkgym.trainers.rollout import RolloutSettings, TaskRef, roll_out
+from forkgym.trainers.rollouts.rollout import RolloutSettings, TaskRef, roll_out
 
 
 class CountEnv(ToolEnv):

@@ -9,7 +9,7 @@ import torch
 
 from forkgym.agents.config import LoraConfig
 from forkgym.agents.lora import add_adapters
-from forkgym.trainers.algorithm_config import LossConfig
+from forkgym.trainers.algorithms.config import LossConfig
 from forkgym.trainers.config import TrainerConfig
 from forkgym.trainers.learner import make_learner
 from forkgym.trainers.reference import Reference

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from forkgym.envs.config import EnvConfig, held_out_config, make_envs
-from forkgym.trainers.collection import draw_tasks
-from forkgym.trainers.growth import Env
+from forkgym.trainers.rollouts.collection import draw_tasks
+from forkgym.trainers.rollouts.growth import Env
 from tests.test_scripts import TINY_RUN, load
 
 WORDMATH, MULTIHOP = "forkgym/WordMath-v0", "forkgym/MultiHop-v0"

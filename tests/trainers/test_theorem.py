@@ -16,14 +16,14 @@ import numpy as np
 import pytest
 import torch
 
-from forkgym.trainers.advantages import returns_to_go
-from forkgym.trainers.algorithm_config import CreditConfig, LossConfig, SegmentConfig
-from forkgym.trainers.algorithms import ALGORITHMS, Algorithm, Normalisation, Ratio, Segmentation
-from forkgym.trainers.credit import CreditRule, Paid, make_samples
+from forkgym.trainers.algorithms.advantages import returns_to_go
+from forkgym.trainers.algorithms.config import CreditConfig, LossConfig, SegmentConfig
+from forkgym.trainers.algorithms.credit import CreditRule, Paid, make_samples
+from forkgym.trainers.algorithms.objective import FixedLogprobs, LossRule, objective
+from forkgym.trainers.algorithms.segments import Marking, segment_begins
+from forkgym.trainers.algorithms.table import ALGORITHMS, Algorithm, Normalisation, Ratio, Segmentation
 from forkgym.trainers.forward.measures import Measures
-from forkgym.trainers.objective import FixedLogprobs, LossRule, objective
 from forkgym.trainers.packing import make_row, pad
-from forkgym.trainers.segments import Marking, segment_begins
 from forkgym.trainers.types import Group, Row
 from tests.trainers.random_trees import random_table, random_tree, sampled_by, table_logprobs, written_out_gradient
 

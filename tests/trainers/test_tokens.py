@@ -17,7 +17,7 @@ from forkgym.envs.grammar import Call, Grammar, ParsedTurn
 from forkgym.envs.hermes import HermesGrammar
 from forkgym.trainers.config import BranchingConfig, RolloutConfig, TrainerConfig
 from forkgym.trainers.learner import make_learner
-from forkgym.trainers.rollout import RolloutSettings, TaskRef, roll_out
+from forkgym.trainers.rollouts.rollout import RolloutSettings, TaskRef, roll_out
 from forkgym.trainers.types import Group
 from forkgym.trainers.update import update
 from tests.trainers.logprobs import PAD, row_logprobs, rows_of, tiny_qwen

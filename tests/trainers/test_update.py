@@ -14,13 +14,13 @@ import torch
 from accelerate import Accelerator
 
 from forkgym.envs.tasks import StopReason
-from forkgym.trainers.algorithm_config import CreditConfig, LossConfig, SegmentConfig
-from forkgym.trainers.algorithms import AlgorithmName
+from forkgym.trainers.algorithms.config import CreditConfig, LossConfig, SegmentConfig
+from forkgym.trainers.algorithms.segments import Marking
+from forkgym.trainers.algorithms.table import AlgorithmName
 from forkgym.trainers.config import TrainerConfig
 from forkgym.trainers.forward.forwards import micro_batches
 from forkgym.trainers.learner import Learner, ValueHead, make_learner
 from forkgym.trainers.reference import Reference
-from forkgym.trainers.segments import Marking
 from forkgym.trainers.types import Group
 from forkgym.trainers.update import Circumstances, NonFiniteError, update
 from tests.trainers.logprobs import PAD, row_logprobs, rows_of, sampled_by_model, tiny_qwen

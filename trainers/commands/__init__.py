@@ -1,0 +1,1 @@
+"""The command line of every script: settings are frozen dataclasses, read from options and files."""
