@@ -23,7 +23,7 @@ from forkgym.agents.vllm.vllm_launch import LaunchedServers
 from forkgym.agents.vllm.vllm_server import VllmServerAgent
 from forkgym.agents.vllm.weight_transfer import Weights
 from tests.agents.tiny import complete
-from tests.agents.vllm.test_vllm_agent import MAX_CONTEXT, TOKENIZER, grow, largest_gap, make_model, prompt_of
+from tests.agents.vllm.test_vllm_agent import ENVS, MAX_CONTEXT, TOKENIZER, grow, largest_gap, make_model, prompt_of
 
 pytestmark = pytest.mark.skipif(importlib.util.find_spec("vllm") is None, reason="vLLM is not installed")
 
@@ -155,14 +155,13 @@ class Killer:
 
 
 # The last one: it leaves one server of two.
-def test_the_trees_are_the_same_where_one_of_two_servers_is_killed(policies: dict[bool, Policy]) -> None:
+def test_no_tree_is_short_where_one_of_two_servers_is_killed(policies: dict[bool, Policy]) -> None:
     policy = policies[True]
-    expected = grow(policy.agent, seed=5)
     killer = cast(Agent, Killer(policy.agent, psutil.Process(policy.servers._processes[0].pid)))
     found = grow(killer, seed=5)
-    for group, other in zip(found, expected, strict=True):
-        assert len(group.trajectories) == len(other.trajectories) == 6
-        assert [turn.tokens for turn in group.turns] == [turn.tokens for turn in other.turns]
+    # A turn of which nothing had arrived is sampled anew by the same seed; one that had begun goes on from there, by
+    # another. So the trees need not be those of a day on which nothing dies.
+    assert [len({one.leaf for one in group.trajectories}) for group in found] == [6] * len(ENVS)
     assert largest_gap(policy.model, found) < 1e-4
     assert policy.agent.figures()["servers"] == 1
     assert policy.agent.resumed_turns > 0

@@ -58,7 +58,7 @@ class Stateful(Protocol):
         """Return its state: tensors, numbers, strings and None in dicts, lists and tuples."""
         ...
 
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+    def load_state_dict(self, state_dict: dict[str, Any], /) -> object:
         """Take a state over."""
         ...
 

@@ -341,7 +341,8 @@ def test_help_fits_the_terminal_and_imports_nothing_heavy(tmp_path: Path, column
 
 def test_settings_import_nothing_heavy(tmp_path: Path) -> None:
     text = "import sys\n"
-    text += "from forkgym.trainers import command_line, config, sft_config\nfrom forkgym.agents import config\n"
+    text += "from forkgym.trainers import config\nfrom forkgym.agents import config\n"
+    text += "from forkgym.trainers.commands import command_line\nfrom forkgym.trainers.sft import config\n"
     text += "from forkgym.envs import config\n"
     text += "print(sorted({'torch', 'transformers', 'datasets', 'matplotlib'} & set(sys.modules)))\n"
     done = run_script(tmp_path, text)
