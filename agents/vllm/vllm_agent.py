@@ -108,12 +108,7 @@ class VllmAgent:
         """
         if self._engine.asleep:
             raise RuntimeError(f"request {request.uid}: the engine sleeps, expected load_weights before it")
-        low, high = TEMPERATURES
-        if request.temperature and not low <= request.temperature <= high:
-            raise ValueError(
-                f"request {request.uid}: temperature is {request.temperature}, expected 0, or {low} to {high:g}, "
-                "which vLLM can sample at"
-            )
+        check_temperature(request)
         turn = self._book.begin(request, self._version)
         if turn is not None:
             self._turns[str(turn.serial)] = turn
@@ -221,3 +216,13 @@ def logprobs_to_ask(vocabulary_size: int, config: VllmConfig) -> int:
 def differing(found: Mapping[str, tuple[int, ...]], expected: Mapping[str, tuple[int, ...]]) -> str:
     """Name one parameter that only one of both has, or that has another shape."""
     return min(name for name in found.keys() | expected.keys() if found.get(name) != expected.get(name))
+
+
+def check_temperature(request: Request) -> None:
+    """Raise ValueError where vLLM would sample at another temperature than the request's."""
+    low, high = TEMPERATURES
+    if request.temperature and not low <= request.temperature <= high:
+        raise ValueError(
+            f"request {request.uid}: temperature is {request.temperature}, expected 0, or {low} to {high:g}, which "
+            "vLLM can sample at"
+        )

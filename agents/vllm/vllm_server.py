@@ -30,7 +30,7 @@ from forkgym.agents.vllm.server_checks import Wanted
 from forkgym.agents.vllm.server_fleet import Fleet, turn_name
 from forkgym.agents.vllm.server_protocol import KEY_VARIABLE
 from forkgym.agents.vllm.turn_endings import TurnEndings
-from forkgym.agents.vllm.vllm_agent import SAMPLED_PROBE_TOKENS, TEMPERATURES, differing, logprobs_to_ask
+from forkgym.agents.vllm.vllm_agent import SAMPLED_PROBE_TOKENS, check_temperature, differing, logprobs_to_ask
 from forkgym.agents.vllm.vllm_client import Piece, ServerClient
 from forkgym.agents.vllm.vllm_launch import LaunchedServers
 from forkgym.agents.vllm.vocabulary import vocabulary_hash
@@ -140,12 +140,7 @@ class VllmServerAgent:
             ValueError: See `TurnBook.begin`; or vLLM would sample at another temperature.
             AgentFailure: No server is left.
         """
-        low, high = TEMPERATURES
-        if request.temperature and not low <= request.temperature <= high:
-            raise ValueError(
-                f"request {request.uid}: temperature is {request.temperature}, expected 0, or {low} to {high:g}, "
-                "which vLLM can sample at"
-            )
+        check_temperature(request)
         turn = self._book.begin(request, self._version)
         if turn is not None:
             self._fleet.begin(turn, self._body(turn))
