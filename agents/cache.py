@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from transformers.cache_utils import Cache, CacheLayerMixin
 
+from forkgym.agents.slots import Stems
+
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig
 
@@ -27,7 +29,8 @@ class Plan:
         rows: Slots of the batch, int64 [rows], or the slice that they are, which needs no copy to be read.
         slots: The same as int64 [rows, 1].
         columns: Where each new token is written, int64 [rows, queries]; the rubbish column for padding.
-        length: Columns 0 to ``length - 1`` are read.
+        first: Columns before this one are not read.
+        length: Nor is this column, or any after it.
         targets: Flat places of the new keys and values, by number of heads; filled by the first layer that has
             so many.
     """
@@ -35,6 +38,7 @@ class Plan:
     rows: torch.Tensor | slice
     slots: torch.Tensor
     columns: torch.Tensor
+    first: int
     length: int
     targets: dict[int, torch.Tensor]
 
@@ -81,8 +85,8 @@ class SlotLayer(CacheLayerMixin):
             plan.targets[heads] = targets
         store.view(-1, size).index_copy_(0, targets, states.reshape(-1, size))
         if isinstance(plan.rows, slice):
-            return store[plan.rows, :, : plan.length]
-        return store[:, :, : plan.length].index_select(0, plan.rows)
+            return store[plan.rows, :, plan.first : plan.length]
+        return store[:, :, plan.first : plan.length].index_select(0, plan.rows)
 
     def grow(self) -> None:
         """Move the contents into an allocation of the owner's present capacity."""
@@ -99,6 +103,11 @@ class SlotLayer(CacheLayerMixin):
         for store in self._stores() if self.is_initialized else ():
             store[targets, :, :length] = store[:, :, :length].index_select(0, sources)
 
+    def beginnings(self, slots: torch.Tensor, length: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Copies of the first ``length`` keys and values of some slots, int64 [n]."""
+        keys, values = (store[:, :, :length].index_select(0, slots.to(store.device)) for store in self._stores())
+        return keys, values
+
     def reset(self) -> None:
         """Forget everything and free the memory."""
         self.keys = self.values = None
@@ -108,7 +117,8 @@ class SlotLayer(CacheLayerMixin):
         """Columns read by the forward under way, and the first of them."""
         del query_length
         assert self.owner.plan is not None
-        return self.owner.plan.length, 0
+        plan = self.owner.plan
+        return plan.length - plan.first, plan.first
 
     def get_seq_length(self) -> int:
         """The longest past of the forward under way; each row's own is in its position ids."""
@@ -134,6 +144,7 @@ class SlotCache(Cache):
         self.slots = slots
         self.capacity = 0
         self.plan: Plan | None = None
+        self._stems: tuple[Any, list[tuple[torch.Tensor, torch.Tensor]]] | None = None
         super().__init__(layers=[SlotLayer(self) for _ in range(num_layers)])
 
     def reserve(self, length: int) -> None:
@@ -145,18 +156,33 @@ class SlotCache(Cache):
             for layer in self.layers:
                 layer.grow()
 
-    def prepare(self, rows: torch.Tensor | slice, columns: torch.Tensor, length: int) -> None:
+    def prepare(self, rows: torch.Tensor | slice, columns: torch.Tensor, first: int, length: int) -> None:
         """Say what the next forward does; see `Plan`."""
         if isinstance(rows, slice):
             slots = torch.arange(rows.start, rows.stop, device=columns.device)
         else:
             slots = rows
-        self.plan = Plan(rows, slots[:, None], columns, length, {})
+        self.plan = Plan(rows, slots[:, None], columns, first, length, {})
 
     def copy(self, sources: torch.Tensor, targets: torch.Tensor, length: int) -> None:
         """Copy the first ``length`` columns of each source slot, int64 [n], to its target; all are read first."""
         for layer in self.layers:
             layer.copy(sources, targets, length)
+
+    def stems(self, stems: Stems) -> list[tuple[torch.Tensor, torch.Tensor]]:
+        """Keys and values of these stems for each layer, in one place; kept for the next forward with the same ones."""
+        name = (stems.uids, stems.length)
+        if self._stems is None or self._stems[0] != name:
+            self._stems = None  # frees them first
+            holders = torch.from_numpy(stems.holders)
+            self._stems = (name, [layer.beginnings(holders, stems.length) for layer in self.layers])
+        return self._stems[1]
+
+    def forget(self) -> None:
+        """Empty all slots and free their memory."""
+        self._stems = None
+        for layer in self.layers:
+            layer.reset()
 
 
 def layer_windows(config: PreTrainedConfig) -> dict[str, int | None]:
@@ -179,18 +205,18 @@ def layer_windows(config: PreTrainedConfig) -> dict[str, int | None]:
 
 
 def attention_masks(
-    windows: dict[str, int | None], positions: torch.Tensor, length: int, dtype: torch.dtype
+    windows: dict[str, int | None], positions: torch.Tensor, columns: range, dtype: torch.dtype
 ) -> torch.Tensor | dict[str, torch.Tensor]:
-    """Additive masks for queries at ``positions``, int64 [rows, queries], over columns 0 to ``length - 1``.
+    """Additive masks for queries at ``positions``, int64 [rows, queries], over these columns.
 
     Additive, since eager attention reads a boolean mask wrongly without a word, and SDPA would convert it anew in
     each layer.
 
     Returns:
-        [rows, 1, queries, length], or one by layer type for a model that mixes them.
+        [rows, 1, queries, columns], or one by layer type for a model that mixes them.
     """
-    columns = torch.arange(length, device=positions.device)
-    distance = (positions[:, :, None] - columns)[:, None]
+    columns_C = torch.arange(columns.start, columns.stop, device=positions.device)
+    distance = (positions[:, :, None] - columns_C)[:, None]
     masks: dict[str, torch.Tensor] = {}
     for kind, window in windows.items():
         hidden = distance < 0

@@ -11,6 +11,9 @@ from numpy.typing import NDArray
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float32]
 
+# Columns that need not be read where stems are read once; fewer cost less than the second product.
+WORTH_SHARING = 2048
+
 
 class SlotState(IntEnum):
     """What a slot is used for; the contents of a free one may still serve as a prefix."""
@@ -39,6 +42,26 @@ class TurnPlan:
     uniforms: Floats
 
 
+@dataclass(frozen=True, slots=True)
+class Stems:
+    """What the sequences of a forward begin with.
+
+    Three sequences of which the first and the last share 40 tokens, and the second has 42 of its own: ``uids = 5 8``,
+    ``length = 40``, ``holders = 0 1``, ``stem_of_row = 0 1 0``.
+
+    Attributes:
+        uids: What names each stem, as long as the cache holds it.
+        length: Columns that are taken as the stem of each; the sequences may share more.
+        holders: A slot that begins with each, [stems].
+        stem_of_row: Which stem each row of the forward begins with, as an index into ``holders``, [rows].
+    """
+
+    uids: tuple[int, ...]
+    length: int
+    holders: Ints
+    stem_of_row: Ints
+
+
 class SlotTable:
     """Contents, limits and samples of every slot.
 
@@ -51,11 +74,14 @@ class SlotTable:
         length   9
         limit    11                         this turn's last possible length
 
+    Slots that began as copies of one another have a *stem* in common: tokens whose columns are the same in all of them.
+
     Args:
         slots: How many there are, 1 or more.
     """
 
     def __init__(self, slots: int) -> None:
+        self._stems_begun = 0
         self.state = np.zeros(slots, np.int8)
         self.tokens = np.zeros((slots, 0), np.int64)
         self.cached = np.zeros(slots, np.int64)
@@ -65,6 +91,8 @@ class SlotTable:
         self.report_at = np.zeros(slots, np.int64)
         self.temperature = np.ones(slots, np.float32)
         self.stop_row = np.zeros(slots, np.int64)
+        self.stem = np.zeros(slots, np.int64)
+        self.stem_length = np.zeros(slots, np.int64)
         # By position in the turn, not in the sequence: [slots, longest turn].
         self.uniforms = np.zeros((slots, 0), np.float32)
         self.logprobs = np.zeros((slots, 0), np.float32)
@@ -90,8 +118,14 @@ class SlotTable:
         shared: Ints = np.minimum(differs.argmax(axis=1), lengths)
         return shared
 
-    def begin_sequence(self, slot: int, tokens: Ints, cached: int) -> None:
-        """Fill a slot with a context of which the first ``cached`` columns are right."""
+    def begin_sequence(self, slot: int, tokens: Ints, cached: int, source: int) -> None:
+        """Fill a slot with a context of which the first ``cached`` columns are right, being those of ``source``."""
+        if 0 < self.stem_length[source] <= cached:
+            self.stem[slot], self.stem_length[slot] = self.stem[source], self.stem_length[source]
+        else:
+            # A copy of this sequence will have all its columns but the last, which is run for its logits.
+            self._stems_begun += 1
+            self.stem[slot], self.stem_length[slot] = self._stems_begun, len(tokens) - 1
         self._widen(len(tokens))
         self.tokens[slot, : len(tokens)] = tokens
         self.length[slot] = len(tokens)
@@ -119,6 +153,14 @@ class SlotTable:
         self.entropies[slots, position] = entropies
         self.cached[slots] = length
         self.length[slots] = length + 1
+
+    def stems(self, slots: Ints) -> Stems | None:
+        """What ready slots begin with; None where too few share too little for it to be worth a product of its own."""
+        uids, first, stem_of_slot = np.unique(self.stem[slots], return_index=True, return_inverse=True)
+        length = int(self.stem_length[slots].min())
+        if (len(slots) - len(uids)) * length < WORTH_SHARING:
+            return None
+        return Stems(tuple(uids.tolist()), length, slots[first], stem_of_slot)
 
     def next_uniforms(self, slots: Ints) -> Floats:
         """The draw for the next token of each of ``slots``."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, cast
 
 import numpy as np
@@ -126,7 +126,7 @@ class TransformersAgent:
         elif slot is None:
             self._queue.append(turn)
         else:
-            self._begin(turn, slot, int(self._table.cached[slot]))
+            self._begin(turn, slot, int(self._table.cached[slot]), slot)
 
     def step(self) -> Sequence[Event]:
         """Start what can start, sample up to the next event or a few tokens, and return what has happened."""
@@ -238,9 +238,9 @@ class TransformersAgent:
         completion = Completion(uid, (), "", (), (), FinishReason.CONTEXT, self._version)
         self._events.append((turn.serial, completion))
 
-    def _begin(self, turn: Turn, slot: int, cached: int) -> None:
+    def _begin(self, turn: Turn, slot: int, cached: int, source: int) -> None:
         request = turn.request
-        self._table.begin_sequence(slot, turn.context, cached)
+        self._table.begin_sequence(slot, turn.context, cached, source)
         limit = min(len(turn.context) + request.max_tokens, self._max_context)
         # A generator of its own: what a request draws depends on nothing else.
         draws = np.random.default_rng(request.seed).random(limit - len(turn.context), dtype=np.float32)
@@ -288,7 +288,7 @@ class TransformersAgent:
                 if source in {target for _, target, _ in copies}:
                     self._copy(copies)
                 copies.append((source, slot, int(ready[source])))
-            self._begin(turn, slot, int(ready[source]))
+            self._begin(turn, slot, int(ready[source]), source)
         self._copy(copies)
         self._queue.extendleft(reversed(waiting))
         return len(waiting)
@@ -330,7 +330,12 @@ class TransformersAgent:
             rows = np.arange(int(slots[0]), int(slots[-1]) + 1, dtype=np.int64)
         counts = np.isin(rows, slots, assume_unique=True).astype(np.int64)
         last = np.where(counts, table.length[rows] - 1, 0)
-        logits = self._model.run(rows, table.tokens[rows, last][:, None], last, counts)
+        stems = table.stems(slots) if self._model.takes_stems else None
+        if stems is not None and len(rows) > len(slots):  # what stands between those that run has the first one's stem
+            stem_of_row = np.zeros(len(rows), np.int64)
+            stem_of_row[counts.astype(np.bool_)] = stems.stem_of_row
+            stems = replace(stems, stem_of_row=stem_of_row)
+        logits = self._model.run(rows, table.tokens[rows, last][:, None], last, counts, stems=stems)
         if len(rows) > len(slots):
             logits = logits[torch.from_numpy(np.flatnonzero(counts)).to(logits.device)]
         tokens, logprobs, entropies = sample_tokens(

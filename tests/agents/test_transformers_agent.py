@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import string
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -13,10 +14,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import GenerationConfig, PreTrainedModel
 
-from forkgym.agents import transformers_agent
+from forkgym.agents import slots, transformers_agent
 from forkgym.agents.base import Completion, FinishReason, Request
 from forkgym.agents.codec import TokenizerCodec
 from forkgym.agents.loading import load_tokenizer
+from forkgym.agents.slots import Stems
+from forkgym.agents.stem_attention import StemPlan, plan_stems
 from forkgym.agents.transformers_agent import TransformersAgent
 from tests.agents.tiny import (
     FAMILIES,
@@ -123,6 +126,40 @@ def test_log_probs_and_entropies_are_those_of_full_recomputation(family: str) ->
     }
     for uid, completion in wanderer.results.items():
         check_measures(model, wanderer.requests[uid], completion)
+
+
+@pytest.mark.parametrize("family", ["qwen3", "qwen2", "llama", "gpt2"])
+@pytest.mark.parametrize("seed", range(2))
+def test_measures_are_right_where_stems_are_read_once(family: str, seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(slots, "WORTH_SHARING", 1)
+    used: list[int] = []
+
+    def counting(stems: Stems, stores: Sequence[tuple[torch.Tensor, torch.Tensor]]) -> StemPlan:
+        used.append(len(stems.stem_of_row) - len(stems.holders))
+        return plan_stems(stems, stores)
+
+    monkeypatch.setattr("forkgym.agents.slot_model.plan_stems", counting)
+    model = make_model(family)
+    wanderer = Wanderer(make_agent(model, slots=7), seed)
+    wanderer.wander(80)
+    assert sum(used) > 20
+    for uid, completion in wanderer.results.items():
+        check_measures(model, wanderer.requests[uid], completion)
+
+
+def test_new_weights_make_new_stems(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(slots, "WORTH_SHARING", 1)
+    model = make_model()
+    agent = make_agent(model)
+    prompt = random_tokens(np.random.default_rng(0), 20)
+    for version in range(2):
+        with torch.no_grad():
+            weight(model, "model.layers.0.self_attn.k_proj.weight").add_(0.25 * version)
+        agent.load_weights(model, version)
+        requests = [Request(f"{version}-{index}", prompt, 6, (), seed=index) for index in range(4)]
+        done = completions(drive(agent, requests))
+        for request in requests:
+            check_measures(model, request, done[request.uid])
 
 
 def test_eager_attention_gets_the_same_mask() -> None:

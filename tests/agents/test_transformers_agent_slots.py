@@ -12,6 +12,7 @@ from transformers import PreTrainedModel
 from forkgym.agents.base import Completion, FinishReason, FirstTokens, Request
 from forkgym.agents.codec import TokenizerCodec
 from forkgym.agents.slot_model import Ints, SlotModel
+from forkgym.agents.slots import Stems
 from forkgym.agents.transformers_agent import TransformersAgent
 from tests.agents.tiny import byte_tokenizer, complete, completions, drive, finish, full_measures, make_model, weight
 
@@ -43,9 +44,9 @@ def computed(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     counts: list[int] = []
     run = SlotModel.run
 
-    def counting(self: SlotModel, rows: Ints, tokens: Ints, starts: Ints, new: Ints) -> torch.Tensor:
-        counts.append(int(new.sum()))
-        return run(self, rows, tokens, starts, new)
+    def counting(self: SlotModel, *inputs: Ints, stems: Stems | None = None) -> torch.Tensor:
+        counts.append(int(inputs[3].sum()))
+        return run(self, *inputs, stems=stems)
 
     monkeypatch.setattr(SlotModel, "run", counting)
     return counts
