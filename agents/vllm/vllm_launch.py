@@ -11,15 +11,22 @@ import sys
 import tempfile
 import weakref
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from forkgym.agents.config import VllmConfig
+from forkgym.agents.vllm.engine_settings import (
+    CPU_ENVIRONMENT,
+    ENVIRONMENT,
+    EngineSettings,
+    engine_arguments,
+    is_eager,
+    write_config,
+)
 from forkgym.agents.vllm.server_protocol import KEY_VARIABLE, MIDDLEWARE, WORKER_EXTENSION
 from forkgym.agents.vllm.vllm_client import UNIX
-from forkgym.agents.vllm.vllm_engine import CPU_BLOCK, CPU_CACHE_GIB
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -34,33 +41,6 @@ END_S = 15.0  # a keeper's patience, and a little
 
 
 @dataclass(frozen=True, slots=True)
-class ServerSettings:
-    """What a server is started with.
-
-    Attributes:
-        model: Folder or hub name of a config; the weights come from the trainer.
-        dtype: Of the weights, such as ``float32``.
-        on_cpu: Whether it runs without a GPU.
-        slots: Most sequences that are decoded at once.
-        max_context: Longest sequence in tokens; None for what the model and the cache allow.
-        num_logprobs: Most likely tokens whose log-probs can be asked for.
-        threads: CPU threads, on a CPU.
-        gpus: That the model is spread over.
-        nccl: Whether weights come by NCCL.
-    """
-
-    model: str
-    dtype: str
-    on_cpu: bool
-    slots: int
-    max_context: int | None
-    num_logprobs: int
-    threads: int = 1
-    gpus: int = 1
-    nccl: bool = False
-
-
-@dataclass(frozen=True, slots=True)
 class LaunchLine:
     """A command and what it needs in its environment."""
 
@@ -72,56 +52,54 @@ class LaunchLine:
         return shlex.join(["env", *(f"{name}={value}" for name, value in self.environment.items()), *self.command])
 
 
-def launch_line(settings: ServerSettings, config: VllmConfig, address: Sequence[str]) -> LaunchLine:
+def launch_line(model: str, settings: EngineSettings, config: VllmConfig, address: Sequence[str]) -> LaunchLine:
     """The line that starts a server which training can use.
 
     Args:
-        settings: Of this server.
-        config: Of its engine.
+        model: Folder or hub name of a config; the weights come from the trainer.
+        settings: Of this server's engine.
+        config: Of the engine.
         address: The flags that say where it listens.
 
     Returns:
         The command, and the variables that its environment has to have on top.
     """
-    eager = settings.on_cpu if config.eager is None else config.eager
-    cache_gib = CPU_CACHE_GIB if settings.on_cpu and config.cache_gib is None else config.cache_gib
     flags = [
-        *("--model", settings.model, *address),
-        *("--middleware", MIDDLEWARE, "--worker-extension-cls", WORKER_EXTENSION),
-        "--skip-tokenizer-init",  # tokens travel, not text
-        *("--load-format", "dummy"),  # every weight comes from the trainer
-        *("--generation-config", "vllm"),  # not the model's, which may ask for top-p or top-k
-        *("--dtype", settings.dtype),
-        *("--logprobs-mode", "processed_logprobs"),  # those of the sampling distribution
-        *("--max-logprobs", str(settings.num_logprobs)),
-        *("--max-num-seqs", str(settings.slots)),
-        *("--max-model-len", "-1" if settings.max_context is None else str(settings.max_context)),
-        *("--gpu-memory-utilization", str(config.memory_fraction)),
-        "--enable-prefix-caching",
-        "--disable-log-stats",
-        "--disable-uvicorn-access-log",
+        *("--model", model, *address),
+        *("--middleware", MIDDLEWARE, "--worker-extension-cls", WORKER_EXTENSION, "--disable-uvicorn-access-log"),
+        *as_flags(engine_arguments(settings, config)),
     ]
-    if cache_gib is not None:
-        flags += ["--kv-cache-memory-bytes", str(int(cache_gib * 2**30))]
-    if eager:
-        flags.append("--enforce-eager")
     if settings.gpus > 1:
         flags += ["--tensor-parallel-size", str(settings.gpus)]
     if settings.nccl:
         flags += ["--weight-transfer-config", '{"backend": "nccl"}']
-    environment = {"VLLM_NO_USAGE_STATS": "1", "VLLM_LOGGING_LEVEL": "ERROR"}
+    environment = dict(ENVIRONMENT)
     if settings.on_cpu:
-        # On a CPU vLLM fails where it fills the cache of a seeded request in pieces.
-        flags += ["--no-enable-chunked-prefill", "--block-size", str(CPU_BLOCK)]
         environment |= {
+            **CPU_ENVIRONMENT,
             "VLLM_ENABLE_V1_MULTIPROCESSING": "0",  # one process for engine and worker
-            "VLLM_CPU_OMP_THREADS_BIND": "nobind",
             "OMP_NUM_THREADS": str(settings.threads),
         }
-    if eager:
+    if is_eager(settings, config):
         environment["TORCHDYNAMO_DISABLE"] = "1"  # vLLM would compile a helper of its sampler for 40 s all the same
     command = (sys.executable, "-P", "-m", "vllm.entrypoints.openai.api_server", *flags)
     return LaunchLine(environment, command)
+
+
+def as_flags(arguments: Mapping[str, str | int | float | bool]) -> list[str]:
+    """An engine's arguments for vLLM's command line.
+
+    Example: ``{"max_num_seqs": 8, "enforce_eager": True, "enable_chunked_prefill": False}`` is ``--max-num-seqs 8
+    --enforce-eager --no-enable-chunked-prefill``.
+    """
+    flags: list[str] = []
+    for name, value in arguments.items():
+        flag = name.replace("_", "-")
+        if isinstance(value, bool):
+            flags.append(f"--{flag}" if value else f"--no-{flag}")
+        else:
+            flags += [f"--{flag}", str(value)]
+    return flags
 
 
 def listen_on(host: str, port: int, key: str) -> list[str]:
@@ -175,7 +153,7 @@ class LaunchedServers:
     Args:
         model: Gives the config.
         variables: What each server has in its environment on top, one entry a server.
-        settings: The same for all; the ``model`` is this one.
+        settings: Of their engines, the same for all.
         config: Of their engines.
 
     Attributes:
@@ -189,7 +167,7 @@ class LaunchedServers:
         self,
         model: PreTrainedModel,
         variables: Sequence[Mapping[str, str]],
-        settings: ServerSettings,
+        settings: EngineSettings,
         config: VllmConfig,
     ) -> None:
         if find_spec("vllm") is None:
@@ -203,10 +181,9 @@ class LaunchedServers:
         self._processes = processes
         self.addresses = [f"{UNIX}{self._folder}/{place}" for place in range(len(variables))]
         write_config(model, self._folder)
-        settings = replace(settings, model=str(self._folder))
         inherited = {name: value for name, value in os.environ.items() if name not in OF_THE_TRAINER}
         for place, own in enumerate(variables):
-            line = launch_line(settings, config, ["--uds", f"{self._folder}/{place}"])
+            line = launch_line(str(self._folder), settings, config, ["--uds", f"{self._folder}/{place}"])
             command = [sys.executable, "-P", "-m", "forkgym.agents.vllm.keeper", str(os.getpid()), str(self._folder)]
             with self._log(place).open("wb") as log:
                 processes.append(
@@ -248,15 +225,6 @@ class LaunchedServers:
 
     def _log(self, place: int) -> Path:
         return self._folder / f"server-{place}.log"
-
-
-def write_config(model: PreTrainedModel, folder: Path) -> None:
-    """Write the config of a model, from which a server can make one with other weights."""
-    import copy
-
-    config = copy.deepcopy(model.config)
-    config.architectures = [type(model).__name__]
-    config.save_pretrained(folder)
 
 
 def end_servers(processes: Sequence[subprocess.Popen[bytes]], folder: Path, owner: int) -> None:

@@ -11,7 +11,7 @@ import random
 import secrets
 from collections.abc import Mapping, Sequence
 from functools import partial
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -20,17 +20,16 @@ from forkgym.agents.base import Event, Request
 from forkgym.agents.codec import TokenizerCodec
 from forkgym.agents.config import VllmConfig, VllmServerConfig
 from forkgym.agents.errors import AgentFailure
-from forkgym.agents.loading import check_tokenizer
 from forkgym.agents.loop_thread import LoopThread
-from forkgym.agents.probing import HALF_TOLERANCE, TOLERANCE, check_probe, model_logprobs, probe_prompt
-from forkgym.agents.served_weights import served_shapes, served_weights
+from forkgym.agents.served_weights import served_weights
 from forkgym.agents.stopping import StopTable, end_tokens
 from forkgym.agents.turn_book import LiveTurn, TurnBook
+from forkgym.agents.vllm.sampled_model import SAMPLED_PROBE_TOKENS, check_temperature, sampled_model
 from forkgym.agents.vllm.server_checks import Wanted
-from forkgym.agents.vllm.server_fleet import Fleet, turn_name
+from forkgym.agents.vllm.server_fleet import Fleet
 from forkgym.agents.vllm.server_protocol import KEY_VARIABLE
+from forkgym.agents.vllm.server_sessions import turn_name
 from forkgym.agents.vllm.turn_endings import TurnEndings
-from forkgym.agents.vllm.vllm_agent import SAMPLED_PROBE_TOKENS, check_temperature, differing, logprobs_to_ask
 from forkgym.agents.vllm.vllm_client import Piece, ServerClient
 from forkgym.agents.vllm.vllm_launch import LaunchedServers
 from forkgym.agents.vllm.vocabulary import vocabulary_hash
@@ -77,18 +76,11 @@ class VllmServerAgent:
         config: VllmServerConfig | None = None,
         engine: VllmConfig | None = None,
     ) -> None:
-        check_tokenizer(tokenizer, cast(str, tokenizer.name_or_path))
         config, engine = config or VllmServerConfig(), engine or VllmConfig()
         nccl = config.transfer == "nccl"
         if nccl and model.device.type != "cuda":
             raise ValueError("agent.server.transfer is 'nccl', expected 'file', as the model is not on a GPU")
-        text_config = model.config.get_text_config()
-        embeddings: Any = model.get_input_embeddings()
-        self._num_embeddings = int(embeddings.weight.shape[0])
-        self._vocabulary_size = int(text_config.vocab_size)
-        self._shapes = served_shapes(model)
-        self._tolerance = engine.probe_tolerance or (TOLERANCE if model.dtype == torch.float32 else HALF_TOLERANCE)
-        self._num_logprobs = logprobs_to_ask(self._vocabulary_size, engine)
+        self._sampled = sampled_model(model, tokenizer, engine)
         self._run = secrets.token_hex(4)  # so that two trainers with one server notice one another
         self.probe_gap = 0.0
         self.entropy_error = 0.0
@@ -100,10 +92,10 @@ class VllmServerAgent:
         self._launched = launched
         self._loop = LoopThread("vllm-servers", partial(close_all, clients))
         wanted = Wanted(
-            model=text_config.to_dict(),
+            model=model.config.get_text_config().to_dict(),
             tokenizer=vocabulary_hash(tokenizer),
             dtype=str(model.dtype).removeprefix("torch."),
-            num_logprobs=self._num_logprobs,
+            num_logprobs=self._sampled.num_logprobs,
             nccl=nccl,
         )
         self._fleet = Fleet(clients, self._loop, wanted, launched)
@@ -111,9 +103,9 @@ class VllmServerAgent:
             self._fleet.wait(config.start_timeout_s if launched is not None else config.answer_timeout_s)
             self._transfer = self._make_transfer(config)
             self._codec = TokenizerCodec(tokenizer)
-            stops = StopTable(tokenizer, end_tokens(model, tokenizer), self._vocabulary_size)
-            self._endings = TurnEndings(stops, self._vocabulary_size)
-            self._book = TurnBook(self._codec, stops, self._num_embeddings, self._fleet.max_context)
+            stops = StopTable(tokenizer, end_tokens(model, tokenizer), self.vocabulary_size)
+            self._endings = TurnEndings(stops, self.vocabulary_size)
+            self._book = TurnBook(self._codec, stops, self._sampled.num_embeddings, self._fleet.max_context)
             self._version = 0
             self.load_weights(model, version=0)
         except AgentFailure as error:
@@ -131,7 +123,7 @@ class VllmServerAgent:
     @property
     def vocabulary_size(self) -> int:
         """Number of logits, which may be more than the tokenizer's tokens."""
-        return self._vocabulary_size
+        return self._sampled.vocabulary_size
 
     def submit(self, request: Request) -> None:
         """Queue a turn.
@@ -194,21 +186,14 @@ class VllmServerAgent:
             ValueError: The model's parameters are not the first one's in name or shape.
             AgentFailure: The log-probs of a server are not the model's, or no server is left.
         """
-        if self._book.live:
-            raise RuntimeError(f"weights of version {version} while {self._book.live} requests run, expected none")
-        if served_shapes(model) != self._shapes:
-            raise ValueError(
-                f"weights of version {version} don't fit the agent's model: "
-                f"{differing(served_shapes(model), self._shapes)} is another, expected the same names and shapes"
-            )
+        self._sampled.check_weights(model, version, self._book.live)
         self._fleet.renew(served_weights(model), f"{self._run}/{version}", self._transfer)
         self._version = version
-        prompt = probe_prompt(self._num_embeddings, self._fleet.max_context)
+        prompt = self._sampled.probe_prompt(self._fleet.max_context)
         gaps: list[float] = []
         for address, score in self._fleet.scores(prompt, SAMPLED_PROBE_TOKENS):
-            expected = model_logprobs(cast("PreTrainedModel", model), score.tokens)
             found = np.array(score.logprobs, np.float32)
-            gaps.append(check_probe(expected, found, self._tolerance, f"vLLM server {address}", version))
+            gaps.append(self._sampled.probe_gap(model, score.tokens, found, f"vLLM server {address}", version))
         self.probe_gap = max(gaps)
         self._fleet.open()
 
@@ -239,7 +224,7 @@ class VllmServerAgent:
             "temperature": request.temperature,
             # The draws of the same seed once more would not be independent of those that gave the first tokens.
             "seed": request.seed if not done else random.Random(f"{request.seed}/{done}").getrandbits(63),
-            "logprobs": self._num_logprobs,
+            "logprobs": self._sampled.num_logprobs,
             "ends": ends,
             "watched": watched,
             "report_after": max(0, request.report_after - done),

@@ -12,24 +12,18 @@ import pytest
 
 from forkgym.agents.config import AgentConfig, VllmConfig, VllmServerConfig
 from forkgym.agents.vllm import vllm_launch
+from forkgym.agents.vllm.engine_settings import EngineSettings
 from forkgym.agents.vllm.serving import launch, own_addresses, visible_gpus
-from forkgym.agents.vllm.vllm_launch import (
-    LaunchedServers,
-    LaunchLine,
-    ServerSettings,
-    launch_line,
-    listen_on,
-    server_gpus,
-)
+from forkgym.agents.vllm.vllm_launch import LaunchedServers, LaunchLine, launch_line, listen_on, server_gpus
 from forkgym.agents.vllm.vllm_server import VllmServerAgent
 from tests.agents.tiny import byte_tokenizer, make_model
 
-SETTINGS = ServerSettings("folder", "float32", on_cpu=True, slots=8, max_context=None, num_logprobs=262)
+SETTINGS = EngineSettings("float32", on_cpu=True, slots=8, max_context=None, num_logprobs=262)
 DEADLINE_S = 60.0
 
 
 def test_the_line_for_a_cpu() -> None:
-    line = launch_line(SETTINGS, VllmConfig(), listen_on("127.0.0.1", 8001, key=""))
+    line = launch_line("folder", SETTINGS, VllmConfig(), listen_on("127.0.0.1", 8001, key=""))
     words = shlex.split(str(line))
     assert words[0] == "env"
     assert "VLLM_ENABLE_V1_MULTIPROCESSING=0" in words
@@ -49,10 +43,8 @@ def test_the_line_for_a_cpu() -> None:
 
 
 def test_the_line_for_gpus() -> None:
-    settings = ServerSettings(
-        "m", "bfloat16", on_cpu=False, slots=8, max_context=900, num_logprobs=64, gpus=2, nccl=True
-    )
-    line = launch_line(settings, VllmConfig(memory_fraction=0.9), ["--uds", "x"])
+    settings = EngineSettings("bfloat16", on_cpu=False, slots=8, max_context=900, num_logprobs=64, gpus=2, nccl=True)
+    line = launch_line("m", settings, VllmConfig(memory_fraction=0.9), ["--uds", "x"])
     words = line.command
     assert words[words.index("--tensor-parallel-size") + 1] == "2"
     assert words[words.index("--max-model-len") + 1] == "900"
@@ -98,8 +90,8 @@ def test_training_processes_share_the_addresses(monkeypatch: pytest.MonkeyPatch)
 def in_place_of_vllm(monkeypatch: pytest.MonkeyPatch, program: str) -> None:
     """Let servers be processes that run a program of Python."""
 
-    def line(settings: object, config: object, address: object) -> LaunchLine:
-        del settings, config, address
+    def line(model: object, settings: object, config: object, address: object) -> LaunchLine:
+        del model, settings, config, address
         return LaunchLine({"GREETING": "hello"}, (sys.executable, "-c", program))
 
     monkeypatch.setattr(vllm_launch, "launch_line", line)

@@ -106,7 +106,7 @@ def test_the_same_seed_gives_the_same_turn_and_another_another(setup: Setup) -> 
 
 
 def test_entropies_of_a_few_log_probs_say_how_far_off_they_may_be(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("forkgym.agents.vllm.vllm_agent.ALL_LOGPROBS", 100)
+    monkeypatch.setattr("forkgym.agents.vllm.sampled_model.ALL_LOGPROBS", 100)
     with fake_server(monkeypatch) as server:
         agent = make_agent([server.url], top_logprobs=50)
         completion = run(agent, [REQUEST])["x"]

@@ -8,7 +8,8 @@ from collections.abc import Callable
 import pytest
 
 from forkgym.agents.config import AgentConfig, VllmConfig
-from forkgym.agents.vllm.vllm_agent import VllmAgent, logprobs_to_ask
+from forkgym.agents.vllm.sampled_model import logprobs_to_ask
+from forkgym.agents.vllm.vllm_agent import VllmAgent
 from tests.agents.tiny import byte_tokenizer, make_model
 
 
