@@ -42,6 +42,7 @@ from rich.console import Console
 from rich.table import Table
 
 from forkgym.agents.base import Request
+from forkgym.agents.loading import quiet_libraries
 
 sys.path.insert(0, str(Path(__file__).parents[2]))  # also in the processes that this one starts
 
@@ -53,7 +54,7 @@ from scripts.benchmarks.engine_work import (  # noqa: E402
     generate_runner,
     make_works,
 )
-from scripts.benchmarks.rollout import endless_tokenizer, random_model  # noqa: E402
+from scripts.benchmarks.small_model import endless_tokenizer, random_model  # noqa: E402
 
 if TYPE_CHECKING:
     from multiprocessing.connection import Connection
@@ -81,7 +82,6 @@ def make_generate(folder: str) -> Runner:
     """The ``generate`` of transformers."""
     del folder
     model = random_model()
-    model.eval()
     assert model.generation_config is not None
     model.generation_config.eos_token_id = None
     model.generation_config.pad_token_id = 0
@@ -94,7 +94,6 @@ def make_embedded(folder: str) -> Runner:
 
     del folder
     model = random_model()
-    model.eval()
     return agent_runner(TransformersAgent(model, endless_tokenizer(model.config.vocab_size), slots=SLOTS))
 
 
@@ -128,7 +127,6 @@ def make_vllm(folder: str) -> Runner:
     for name in ("add", "step", "abort"):
         setattr(Engine, name, ENGINE_CLOCK.timed(getattr(Engine, name)))
     model = random_model()
-    model.eval()
     return agent_runner(VllmAgent(model, endless_tokenizer(model.config.vocab_size), slots=SLOTS))
 
 
@@ -137,7 +135,7 @@ def make_vllm_uncached(folder: str) -> Runner:
     from forkgym.agents.vllm import vllm_engine
 
     start = vllm_engine.start_engine
-    vllm_engine.start_engine = lambda model, settings: start(model, {**settings, "enable_prefix_caching": False})
+    vllm_engine.start_engine = lambda model, arguments: start(model, {**arguments, "enable_prefix_caching": False})
     return make_vllm(folder)
 
 
@@ -147,7 +145,6 @@ def make_engine() -> Any:
     from forkgym.agents.vllm.vllm_engine import Engine
 
     model = random_model()
-    model.eval()
     engine = Engine(model, SLOTS, LOGPROBS, VllmConfig())
     engine.load(model)
     return engine
@@ -170,12 +167,13 @@ def make_bare_core(folder: str) -> Runner:
 
 def make_bare_vllm(folder: str) -> Runner:
     """The `LLMEngine` that vLLM's documentation describes."""
-    from vllm import SamplingParams
-    from vllm.sampling_params import RequestOutputKind
-
     del folder
     engine = make_engine()
     own: Any = engine._llm  # started as the agent's
+
+    # After the engine, which quiets vLLM.
+    from vllm import SamplingParams
+    from vllm.sampling_params import RequestOutputKind
 
     def add(name: str, context: tuple[int, ...], limit: int, seed: int) -> None:
         params = SamplingParams(
@@ -227,6 +225,7 @@ def cpu_seconds() -> float:
 def serve(name: str, folder: str, threads: int, connection: Connection) -> None:
     """Be one engine: make it, then do each work that comes and send back its seconds, as in `Medians`."""
     torch.set_num_threads(threads)
+    quiet_libraries()
     try:
         run = ENGINES[name](folder)
     except (ValueError, TypeError) as error:
@@ -316,6 +315,8 @@ def main(config: Config) -> None:
     unknown = set(config.engines) - set(ENGINES)
     if unknown:
         raise SystemExit(f"engines are {', '.join(sorted(unknown))}, expected some of {', '.join(ENGINES)}")
+    quiet_libraries()
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # read by torch of the processes that are started
     with TemporaryDirectory(prefix="forkgym-engines-") as folder:
         model = random_model()
         model.save_pretrained(folder)

@@ -14,9 +14,11 @@ Both sample with temperature 1 from the same model in one process, in turn, and 
 from __future__ import annotations
 
 import statistics
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -24,13 +26,14 @@ import torch
 import tyro
 from rich.console import Console
 from rich.table import Table
-from tokenizers import Tokenizer
-from tokenizers.models import WordLevel
-from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 
 from forkgym.agents.base import Completion, Request
 from forkgym.agents.loading import load_model
 from forkgym.agents.transformers_agent import TransformersAgent
+
+sys.path.insert(0, str(Path(__file__).parents[2]))
+
+from scripts.benchmarks.small_model import endless_tokenizer, random_model  # noqa: E402
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -125,31 +128,6 @@ def measure(function: Callable[[], None]) -> tuple[float, float]:
     wall, cpu = time.perf_counter(), time.process_time()
     function()
     return time.perf_counter() - wall, time.process_time() - cpu
-
-
-def random_model() -> PreTrainedModel:
-    """A Qwen3 of 3.4 M parameters: hidden size 256, 4 layers, vocabulary 1,024."""
-    torch.manual_seed(0)
-    return Qwen3ForCausalLM(
-        Qwen3Config(
-            vocab_size=1024,
-            hidden_size=256,
-            intermediate_size=768,
-            num_hidden_layers=4,
-            num_attention_heads=8,
-            num_key_value_heads=4,
-            head_dim=32,
-            max_position_embeddings=2048,
-            tie_word_embeddings=True,
-        )
-    )
-
-
-def endless_tokenizer(vocabulary_size: int) -> PreTrainedTokenizerFast:
-    """One word a token, and an end token that is never sampled, so that lengths are what the work says."""
-    vocabulary = {f"w{index}": index for index in range(vocabulary_size)} | {"<end>": vocabulary_size}
-    tokenizer = Tokenizer(WordLevel(vocabulary, unk_token="w0"))  # noqa: S106
-    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<end>", pad_token="w0")  # noqa: S106
 
 
 def main(config: Config) -> None:

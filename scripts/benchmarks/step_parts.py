@@ -16,16 +16,17 @@ Each part is called by itself as `update` calls it, and the whole is `update`; m
 from __future__ import annotations
 
 import statistics
+import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
 import tyro
 from rich.console import Console
 from rich.table import Table
-from transformers import Qwen3Config, Qwen3ForCausalLM
 
 from forkgym.agents.base import FinishReason
 from forkgym.agents.memory import keep_freed_memory
@@ -40,6 +41,10 @@ from forkgym.trainers.learner import Learner, make_learner
 from forkgym.trainers.packing import make_row, pad
 from forkgym.trainers.types import Group, Row, Sample, Trajectory, Turn
 from forkgym.trainers.update import update
+
+sys.path.insert(0, str(Path(__file__).parents[2]))
+
+from scripts.benchmarks.small_model import random_model  # noqa: E402
 
 CPU = torch.device("cpu")
 PROMPT, TURN, BRANCHES = 256, 64, (8, 2, 1, 1)
@@ -92,25 +97,6 @@ def make_group(number: int, rng: np.random.Generator) -> Group:
     )
     prompt = tuple(rng.integers(4, 1000, PROMPT).tolist())
     return Group("toy", f"toy/{number}", "?", "!", prompt, tuple(turns), trajectories, num_initial=BRANCHES[0])
-
-
-def random_learner(config: TrainerConfig) -> Learner:
-    """A Qwen3 of 3.4 M parameters: hidden size 256, 4 layers, vocabulary 1,024."""
-    torch.manual_seed(0)
-    model = Qwen3ForCausalLM(
-        Qwen3Config(
-            vocab_size=1024,
-            hidden_size=256,
-            intermediate_size=768,
-            num_hidden_layers=4,
-            num_attention_heads=8,
-            num_key_value_heads=4,
-            head_dim=32,
-            max_position_embeddings=2048,
-            tie_word_embeddings=True,
-        )
-    )
-    return make_learner(model, 0, 1.0, config)[0]
 
 
 class Parts:
@@ -177,7 +163,8 @@ def measure(trees: int, config: Config) -> tuple[int, list[float]]:
     """Leaf tokens, and median seconds of each part and of the whole."""
     rng = np.random.default_rng(config.seed)
     trainer = TrainerConfig(algorithm="arpo-gpg")
-    parts = Parts([make_group(number, rng) for number in range(trees)], trainer, random_learner(trainer))
+    learner, _ = make_learner(random_model(), 0, 1.0, trainer)
+    parts = Parts([make_group(number, rng) for number in range(trees)], trainer, learner)
     seconds = [[cpu_seconds(getattr(parts, name)) for name in NAMES] for _ in range(config.repetitions + 1)]
     return parts.leaf_tokens, [statistics.median(column) for column in zip(*seconds[1:], strict=True)]
 

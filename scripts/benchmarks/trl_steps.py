@@ -100,7 +100,7 @@ def make_trainer(work: dict[str, Any], folder: str, callbacks: list[Any]) -> Any
         max_completion_length=work["turns"] * work["turn_tokens"] + (work["turns"] - 1) * len(work["reply"]),
         generation_kwargs={"max_new_tokens": work["turn_tokens"]},
         max_tool_calling_iterations=work["turns"] - 1 if with_tools else None,
-        gradient_checkpointing=False,
+        gradient_checkpointing=work["activation_checkpointing"],
         bf16=False,
         use_cpu=True,
         report_to=[],
