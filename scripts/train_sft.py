@@ -88,8 +88,9 @@ def main(config: SftRunConfig) -> int:
         except ToolFailure as error:
             print(f"error: {error}", file=sys.stderr)
             return 1
+        schedule = config.sft.schedule(len(material.demonstrations))
         folder = RunFolder.create(path, replace(config, run_dir=str(path)))
-    print(material, flush=True)
+    print(f"{material}\n{schedule}", flush=True)
     begun, stopped = time.perf_counter(), False
     with folder:
         try:

@@ -14,13 +14,15 @@ from forkgym.envs.base import INFINITE_TASK_RANGE, ToolEnv
 from forkgym.envs.shares import shares_of
 from forkgym.envs.sources import DataError, Source, load_rows
 from forkgym.trainers.rollouts.growth import Env
-from forkgym.trainers.sft.conversations import Conversation, Renderer
+from forkgym.trainers.sft.conversations import Renderer
 from forkgym.trainers.sft.demonstrations import Demonstration, Script, act_out, demonstration_of
+from forkgym.trainers.sft.messages import Conversation, TableConversation
 
 if TYPE_CHECKING:
     from forkgym.trainers.types import Group
 
 DEFAULT_COUNT = 4_000
+JSON_SUFFIXES = (".jsonl", ".json")  # of files in which a null is meant
 ACTED_AT_ONCE = 256  # episodes; each holds a fork of its environment
 TOO_LONG, UNSOLVED, WRONG = "too long", "without a solution", "whose solution earns no full marks"
 
@@ -167,7 +169,10 @@ def from_conversations(
     Raises:
         ValueError: The file can't be read, is empty, or holds something else than conversations; names the place.
     """
-    rows: Sequence[Conversation] = load_rows(Source(hub=path, config=None, split="train", path=path), Conversation)
+    source = Source(hub=path, config=None, split="train", path=path)
+    file = source.local()
+    is_json = file is not None and file.suffix in JSON_SUFFIXES
+    rows: Sequence[Conversation] = load_rows(source, Conversation if is_json else TableConversation)
     for index in draw(len(rows), count, rng):
         try:
             yield renderer.render(rows[index])

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch.nn import functional
+from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import Dataset
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
@@ -40,12 +41,14 @@ class FineTuning:
         optimizer: Steps them.
         pad_token: Fills up rows.
         arguments: The library's settings.
+        config: Steps and batches.
     """
 
     model: PreTrainedModel
     optimizer: torch.optim.Optimizer
     pad_token: int
     arguments: TrainingArguments
+    config: SftConfig
 
 
 def mean_nll(logits_BTV: torch.Tensor, labels_BT: torch.Tensor, num_tokens: torch.Tensor | int) -> torch.Tensor:
@@ -131,7 +134,7 @@ class Recorder(TrainerCallback):
 
 
 def prepare(model: PreTrainedModel, pad_token: int, config: SftConfig, seed: int, folder: Path) -> FineTuning:
-    """Set up AdamW with a linear warm-up and a linear fall to 0; the gradient's norm is kept to 1.
+    """Set up AdamW; the gradient's norm is kept to 1.
 
     Weights in bfloat16 are stepped in float32, see `forkgym.trainers.master_weights`.
 
@@ -151,8 +154,6 @@ def prepare(model: PreTrainedModel, pad_token: int, config: SftConfig, seed: int
         max_steps=-1 if config.max_steps is None else config.max_steps,
         per_device_train_batch_size=config.micro_batch_size,
         gradient_accumulation_steps=config.batch_size // config.micro_batch_size,
-        lr_scheduler_type="linear",
-        warmup_steps=config.warmup_steps,
         max_grad_norm=1.0,
         seed=seed,
         logging_steps=1,
@@ -171,14 +172,15 @@ def prepare(model: PreTrainedModel, pad_token: int, config: SftConfig, seed: int
     optimizer = adamw(model, config.peak_learning_rate)
     if config.gradient_checkpointing:
         checkpoint_activations(model)
-    return FineTuning(model, optimizer, pad_token, arguments)
+    return FineTuning(model, optimizer, pad_token, arguments, config)
 
 
 def fine_tune(tuning: FineTuning, demonstrations: Sequence[Demonstration], on_step: Callable[[Metrics], None]) -> None:
     """Train a model in place.
 
     The loss of a step is the mean over the written tokens of its batch, whatever its micro-batches. The order of the
-    demonstrations and so the weights depend on the seed alone, on the same machine.
+    demonstrations and so the weights depend on the seed alone, on the same machine. The learning rate follows the
+    config's schedule, since the library's own warm-up begins with a step of learning rate 0.
 
     Args:
         tuning: What to train, and how.
@@ -187,6 +189,7 @@ def fine_tune(tuning: FineTuning, demonstrations: Sequence[Demonstration], on_st
 
     Raises:
         SftError: The loss or the gradient is not finite.
+        ValueError: The warm-up takes more steps than there are.
     """
 
     def collate(batch: list[Demonstration]) -> dict[str, torch.Tensor]:
@@ -195,13 +198,14 @@ def fine_tune(tuning: FineTuning, demonstrations: Sequence[Demonstration], on_st
         return {"input_ids": tokens_BT, "attention_mask": present_BT.long(), "labels": labels_BT}
 
     loss = Loss()
+    schedule = tuning.config.schedule(len(demonstrations))
     trainer = Trainer(
         model=tuning.model,
         args=tuning.arguments,
         data_collator=cast(Any, collate),
         train_dataset=Rows(demonstrations),
         compute_loss_func=cast(Any, loss),
-        optimizers=(tuning.optimizer, None),
+        optimizers=(tuning.optimizer, LambdaLR(tuning.optimizer, schedule.factor)),
         callbacks=[Recorder(loss, on_step)],
     )
     trainer.remove_callback(PrinterCallback)

@@ -11,7 +11,7 @@ import torch
 from transformers import PreTrainedModel
 
 from forkgym.agents.config import AgentConfig
-from forkgym.trainers.sft.config import SftConfig
+from forkgym.trainers.sft.config import Schedule, SftConfig
 from forkgym.trainers.sft.demonstrations import Demonstration
 from forkgym.trainers.sft.training import NOT_WRITTEN, SftError, fine_tune, mean_nll, prepare
 from tests.agents.tiny import full_measures, make_model, weight
@@ -124,8 +124,53 @@ def test_the_loss_falls_and_the_seed_alone_decides_how(tmp_path: Path) -> None:
 def test_the_learning_rate_rises_and_falls(tmp_path: Path) -> None:
     config = SftConfig(batch_size=4, micro_batch_size=4, max_steps=6, warmup_steps=2, learning_rate=1.0)
     rates = [step["learning_rate"] for step in run(make_model(), config, tmp_path)]
-    # Up in two steps, down to 0 in the four that are left.
-    assert rates == pytest.approx([0.0, 0.5, 1.0, 0.75, 0.5, 0.25])
+    # Up in two steps, neither of them 0, down towards 0 in the four that are left.
+    assert rates == pytest.approx([0.5, 1.0, 1.0, 0.75, 0.5, 0.25])
+
+
+def test_a_run_of_one_step_learns(tmp_path: Path) -> None:
+    """Four demonstrations and the settings as they come: one batch, smaller than it might be, at the full rate."""
+    model = make_model()
+    before = written_nll(model)
+    (step,) = run(model, SftConfig(learning_rate=1e-3), tmp_path)
+    assert step["learning_rate"] == 1e-3
+    assert step["tokens/trained"] == 11
+    assert written_nll(model) < before
+
+
+@pytest.mark.parametrize(
+    ("settings", "count", "steps", "warmup"),
+    [
+        ({}, 4000, 125, 10),  # 4,000 / 32
+        ({}, 3200, 100, 10),
+        ({}, 3168, 99, 9),
+        ({}, 320, 10, 1),
+        ({}, 33, 2, 0),  # a full batch and one of 1
+        ({}, 1, 1, 0),
+        ({"epochs": 3}, 33, 6, 0),
+        ({"max_steps": 50, "epochs": 3}, 33, 50, 5),
+        ({"warmup_steps": 0}, 4000, 125, 0),
+        ({"warmup_steps": 2}, 33, 2, 2),
+    ],
+)
+def test_the_warm_up_is_a_tenth_of_the_steps_at_most(
+    settings: dict[str, int], count: int, steps: int, warmup: int
+) -> None:
+    schedule = SftConfig(**settings).schedule(count)  # type: ignore[arg-type]
+    assert schedule == Schedule(steps, warmup)
+    assert max(schedule.factor(step) for step in range(steps)) == 1.0
+    assert min(schedule.factor(step) for step in range(steps)) > 0.0
+
+
+def test_a_warm_up_that_never_ends_is_refused(tmp_path: Path) -> None:
+    config = SftConfig(batch_size=2, micro_batch_size=2, warmup_steps=3)
+    with pytest.raises(ValueError, match="sft.warmup_steps is 3, expected at most 2, as many as this run has steps"):
+        run(make_model(), config, tmp_path)
+
+
+def test_the_schedule_says_what_it_does() -> None:
+    assert str(Schedule(1250, 10)) == "Optimizer steps: 1,250; the learning rate rises over the first 10."
+    assert str(Schedule(3, 0)) == "Optimizer steps: 3; no warm-up."
 
 
 def test_checkpointing_changes_no_gradient(tmp_path: Path) -> None:
