@@ -417,7 +417,7 @@ class ToolEnv(gym.Env[str, str]):
         parts = dict.fromkeys(self.weights, 0.0)
         accuracy, extraction = 0.0, "no answer"
         if answer is not None:
-            scored = {name: float(value) for name, value in self.score(answer, self.current_task).items()}
+            scored = {name: self._number(name, value) for name, value in self.score(answer, self.current_task).items()}
             accuracy = next(iter(scored.values()), 0.0)
             parts |= scored
             parts["format"] = float(self._malformed == 0)
@@ -428,6 +428,15 @@ class ToolEnv(gym.Env[str, str]):
         info |= {f"reward/{name}": value for name, value in parts.items()}
         info |= {"accuracy": accuracy, "extraction": extraction}
         return sum(self.weights.get(name, 1.0) * value for name, value in parts.items())
+
+    def _number(self, name: str, value: float) -> float:
+        try:
+            return float(value)
+        except (TypeError, ValueError) as error:
+            raise TypeError(
+                f"{type(self).__name__}.score gives {value!r} for {name!r} of task {self.current_task.uid!r}, "
+                "expected a number"
+            ) from error
 
     def _close_sessions(self) -> None:
         for session in self._sessions.values():

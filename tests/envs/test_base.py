@@ -362,6 +362,19 @@ def test_bad_arguments(arguments: dict[str, Any], said: str) -> None:
         make_env(**arguments)
 
 
+def test_a_score_that_is_no_number_is_named() -> None:
+    class Forgetful(ToolEnv):
+        def score(self, answer: str, task: Task) -> dict[str, float]:
+            return {"correct": None}  # type: ignore[dict-item]
+
+    env = Forgetful(taskset=Sums())
+    env.reset(options={"index": 3})
+    with pytest.raises(
+        TypeError, match=r"Forgetful\.score gives None for 'correct' of task 'sums/3'"
+    ):
+        env.step("<answer>6</answer>")
+
+
 def test_an_environment_without_tasks_or_score_says_what_is_missing() -> None:
     with pytest.raises(TypeError, match="ToolEnv has no taskset and does not override task"):
         ToolEnv().reset(seed=0)
