@@ -49,10 +49,11 @@ class TrainConfig:
         if self.resume and self.run_dir is None:
             raise ValueError("resume is true, expected run_dir to say which run")
         settings = self.trainer.settings
-        branches = (self.rollout.branching.strategy or settings.branching) != "none"
-        first_turns = self.rollout.initial_generations if branches else self.rollout.num_generations
+        strategy = self.rollout.branching.strategy or settings.branching
+        self.rollout.check_branching(strategy, self.trainer.algorithm)
+        first_turns = self.rollout.first_turns(strategy)
         if settings.baseline == "others" and first_turns < 2:
-            name = "initial_generations" if branches else "num_generations"
+            name = "num_generations" if strategy == "none" else "initial_generations"
             raise ValueError(
                 f"rollout.{name} is {first_turns} with trainer.credit.baseline others, expected at least 2: each first "
                 "turn is the others' baseline"

@@ -75,18 +75,20 @@ def test_the_page_lists_every_figure_that_a_run_writes(tmp_path: Path) -> None:
     assert all(meaning for meaning in page.values())
 
 
+def without_signal(*arguments: Any) -> dict[str, float]:
+    return {**rollout_metrics(*arguments), "groups/valid_fraction": 0.0}
+
+
+def alarms(text: str) -> Sequence[str]:
+    return re.findall(r"^step \d+: advantage collapse: groups/valid_fraction is 0,", text, re.MULTILINE)
+
+
 def test_an_alarm_is_said_once_and_not_again_by_the_run_that_goes_on(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def without_signal(*arguments: Any) -> dict[str, float]:
-        return {**rollout_metrics(*arguments), "groups/valid_fraction": 0.0}
-
     def interrupt(self: Progress, step: int, figures: object) -> None:
         if step == 2:
             os.kill(os.getpid(), signal.SIGINT)  # as Ctrl-C does
-
-    def alarms(text: str) -> Sequence[str]:
-        return re.findall(r"^step \d+: advantage collapse: groups/valid_fraction is 0,", text, re.MULTILINE)
 
     monkeypatch.setattr("forkgym.trainers.loop.rollout_metrics", without_signal)
     run = tmp_path / "run"
@@ -101,3 +103,14 @@ def test_an_alarm_is_said_once_and_not_again_by_the_run_that_goes_on(
     standing = [json.loads(line)["alarms"] for line in (run / "metrics.jsonl").read_text().splitlines()]
     assert standing[0] == 0
     assert min(standing[1:]) >= 1
+
+
+def test_groups_of_equal_rewards_are_no_alarm_where_a_critic_learns_from_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("forkgym.trainers.loop.rollout_metrics", without_signal)
+    options = ("--diagnostics.window", "2", "--evaluation.num_tasks", "0", "--trainer.credit.baseline")
+    assert train("--run_dir", str(tmp_path / "critic"), *options, "critic") == 0
+    assert alarms(capsys.readouterr().err) == []
+    assert train("--run_dir", str(tmp_path / "mean"), *options, "mean") == 0
+    assert alarms(capsys.readouterr().err) == ["step 2: advantage collapse: groups/valid_fraction is 0,"]

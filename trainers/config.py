@@ -2,16 +2,27 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from forkgym.agents.config import AgentConfig
 from forkgym.trainers.algorithms.config import CreditConfig, LossConfig, SegmentConfig, resolved
 from forkgym.trainers.algorithms.table import Algorithm, AlgorithmName
+from forkgym.trainers.algorithms.uses import Use, check_uses
 
 ORACLE_TOKENS = 10**9
 
 BranchingStrategy = Literal["entropy", "fixed", "random", "none"]
+BRANCHING_USES = (
+    Use("rollout.branching.rule", "rollout.branching.strategy", ("entropy",)),
+    Use("rollout.branching.scale", "rollout.branching.strategy", ("entropy",)),
+    Use("rollout.branching.alpha", "rollout.branching.strategy", ("entropy", "random")),
+    Use("rollout.branching.beta", "rollout.branching.strategy", ("entropy",)),
+    Use("rollout.branching.threshold", "rollout.branching.rule", ("threshold",)),
+    Use("rollout.branching.tokens", "rollout.branching.strategy", ("entropy",)),
+    Use("rollout.branching.width", "rollout.branching.strategy", ("entropy", "random", "fixed")),
+)
 
 
 @dataclass(frozen=True)
@@ -30,12 +41,12 @@ class BranchingConfig:
     alpha: float = 0.5
     """P where the entropy did not change, and P of the random strategy; 0 to 1."""
     beta: float = 0.2
-    """Weight of the entropy change in P."""
+    """Weight of the entropy change in P, for entropy; below 0, the policy branches where it is more certain."""
     threshold: float = 0.5
     """Limit on P for the threshold rule; 0 to 1."""
     tokens: int = 20
-    """First tokens of a turn whose mean entropy is compared (ARPO's k). With 1 it is the entropy of the state itself;
-    with more the decision looks at the continuation that it keeps, which biases the gradient."""
+    """First tokens of a turn whose mean entropy is compared, for entropy (ARPO's k). With 1 it is that of the state
+    itself; with more the decision looks at the continuation that it keeps, which biases the gradient."""
     width: int = 2
     """Ways a branch continues, the one that is kept included (ARPO's Z)."""
 
@@ -44,6 +55,8 @@ class BranchingConfig:
         for name in ("alpha", "threshold"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"rollout.branching.{name} is {getattr(self, name)}, expected 0 to 1")
+        if not math.isfinite(self.beta):
+            raise ValueError(f"rollout.branching.beta is {self.beta}, expected a finite number")
         for name, least in (("tokens", 1), ("width", 2)):
             if getattr(self, name) < least:
                 raise ValueError(f"rollout.branching.{name} is {getattr(self, name)}, expected at least {least}")
@@ -55,9 +68,9 @@ class RolloutConfig:
 
     num_generations: int = 16
     """Trajectories of one task (ARPO's budget M)."""
-    initial_generations: int = 8
-    """Trajectories that start from the prompt (ARPO's N); branches, then fresh ones, fill up to num_generations.
-    Ignored where nothing branches."""
+    initial_generations: int | None = None
+    """Trajectories that start from the prompt (ARPO's N); branches, then fresh ones, fill up to num_generations. By
+    default half of them, rounded up. Ignored where nothing branches."""
     tasks_per_step: int = 8
     """Tasks of one step, shared out evenly over the environments."""
     max_turn_tokens: int | None = None
@@ -74,11 +87,33 @@ class RolloutConfig:
                 raise ValueError(f"rollout.{name} is {getattr(self, name)}, expected at least 1")
         if self.max_total_tokens < 2:
             raise ValueError(f"rollout.max_total_tokens is {self.max_total_tokens}, expected at least 2")
+
+    def first_turns(self, strategy: BranchingStrategy) -> int:
+        """Trajectories that start from the prompt, before it is known what branching leaves over.
+
+        Raises:
+            ValueError: `initial_generations` is more than the budget that branches are to share.
+        """
+        if strategy == "none":
+            return self.num_generations
+        if self.initial_generations is None:
+            return (self.num_generations + 1) // 2
         if self.initial_generations > self.num_generations:
             raise ValueError(
                 f"rollout.initial_generations is {self.initial_generations}, "
                 f"expected at most rollout.num_generations, {self.num_generations}"
             )
+        return self.initial_generations
+
+    def check_branching(self, strategy: BranchingStrategy, algorithm: AlgorithmName) -> None:
+        """Refuse what does not go with the strategy, be it given or the algorithm's own.
+
+        Raises:
+            ValueError: A number is set that the strategy does nothing with, or see `first_turns`.
+        """
+        chosen = {"rollout.branching.strategy": strategy, "rollout.branching.rule": self.branching.rule}
+        check_uses(BRANCHING_USES, {"rollout.branching": self.branching}, chosen, algorithm)
+        self.first_turns(strategy)
 
     @property
     def turn_tokens(self) -> int:
@@ -108,11 +143,11 @@ class TrainerConfig:
     num_steps: int = 200
     """Steps, each on a fresh batch of rollouts."""
     updates_per_rollout: int = 1
-    """Optimizer steps on each batch; more than one needs a ratio or importance_correction."""
+    """Optimizer steps on each batch; more than one needs a ratio or loss.importance_correction."""
     learning_rate: float = 8e-5
     """Peak learning rate of AdamW."""
     warmup_steps: int = 5
-    """Steps over which the learning rate rises from 0."""
+    """Steps over which the learning rate rises from 0; at most num_steps."""
     final_learning_rate: float = 0.1
     """Learning rate at the last step, as a share of the peak; falls linearly."""
     max_grad_norm: float = 1.0
@@ -139,16 +174,27 @@ class TrainerConfig:
             if getattr(self, name) < 1:
                 raise ValueError(f"trainer.{name} is {getattr(self, name)}, expected at least 1")
         for name in ("warmup_steps", "log_rollouts_every", "final_learning_rate"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"trainer.{name} is {getattr(self, name)}, expected 0 or more")
-        for name in ("learning_rate", "max_grad_norm"):
-            if not getattr(self, name) > 0:
-                raise ValueError(f"trainer.{name} is {getattr(self, name)}, expected a positive number")
+            if not 0 <= getattr(self, name) < math.inf:
+                raise ValueError(f"trainer.{name} is {getattr(self, name)}, expected a finite number, 0 or more")
+        if not 0 < self.learning_rate < math.inf:
+            raise ValueError(f"trainer.learning_rate is {self.learning_rate}, expected a positive, finite number")
+        if not self.max_grad_norm > 0:
+            raise ValueError(f"trainer.max_grad_norm is {self.max_grad_norm}, expected a positive number")
+        # The default stands where a run is shorter than it: such a run is there to see that all works.
+        if self.warmup_steps > max(self.num_steps, TrainerConfig.warmup_steps):
+            raise ValueError(
+                f"trainer.warmup_steps is {self.warmup_steps}, expected at most trainer.num_steps, {self.num_steps}"
+            )
         on_policy_only = self.settings.surrogate == "gradient" and not self.loss.importance_correction
         if self.updates_per_rollout > 1 and on_policy_only:
             raise ValueError(
                 f"trainer.updates_per_rollout is {self.updates_per_rollout} for {self.algorithm}, which has no ratio "
                 "and is exact only for the policy that sampled; expected 1, or trainer.loss.importance_correction true"
+            )
+        if self.loss.importance_correction and self.updates_per_rollout == 1:
+            raise ValueError(
+                "trainer.loss.importance_correction is true, expected false with trainer.updates_per_rollout 1, whose "
+                "tokens are weighted by that already: leave it out"
             )
 
     @property

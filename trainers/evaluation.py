@@ -52,7 +52,7 @@ def evaluate(
 
 def episodes(rollout: RolloutConfig, samples: int, temperature: float) -> RolloutSettings:
     """Settings of an evaluation's rollout: that many trajectories of a task, none of them branched."""
-    config = replace(rollout, num_generations=samples, initial_generations=samples)
+    config = replace(rollout, num_generations=samples)
     return RolloutSettings(config, branching="none", temperature=temperature, seed=(SEED,))
 
 

@@ -369,9 +369,7 @@ def test_a_score_that_is_no_number_is_named() -> None:
 
     env = Forgetful(taskset=Sums())
     env.reset(options={"index": 3})
-    with pytest.raises(
-        TypeError, match=r"Forgetful\.score gives None for 'correct' of task 'sums/3'"
-    ):
+    with pytest.raises(TypeError, match=r"Forgetful\.score gives None for 'correct' of task 'sums/3'"):
         env.step("<answer>6</answer>")
 
 

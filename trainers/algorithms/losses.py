@@ -146,9 +146,18 @@ def segment_sums(values_BT: torch.Tensor, ids_BT: torch.Tensor) -> torch.Tensor:
 def kl_terms(logprobs_BT: torch.Tensor, reference_BT: torch.Tensor, kind: Literal["k1", "k2", "k3"]) -> torch.Tensor:
     """Estimates of ``KL(pi || ref)`` at each token, which was sampled from pi; Schulman, http://joschu.net/blog/kl-approx.html.
 
-    With ``d = log pi - log ref``: ``k1 = d``, unbiased in value, but its own gradient is 0 in expectation; ``k2 =
-    d^2 / 2``, whose gradient is that of the divergence; ``k3 = exp(-d) - 1 + d``, unbiased in value and never negative,
-    with the gradient of the reverse divergence in its place (as GRPO uses it).
+    With ``d = log pi - log ref``:
+
+    - ``k1 = d``, unbiased in value. Its own gradient, ``grad log pi``, is 0 in expectation and would hold nothing, so
+      that of k2 is put through it: ``d grad log pi``, the divergence's, as in verl's ``k1+``;
+    - ``k2 = d^2 / 2``, biased in value, whose own gradient is that of the divergence;
+    - ``k3 = exp(-d) - 1 + d``, unbiased in value and never negative, with the gradient of the reverse divergence
+      ``KL(ref || pi)`` in its place (arXiv:2402.03300; GRPO). ``-d`` is cut at 20, as in verl, with no gradient beyond:
+      a token that the reference finds that much likelier would outweigh all others by ``exp(20)``, and from 88 on
+      overflow. The other side has no cut; verl cuts there too, and k3 itself at 10.
+
+    All of it is of tokens that pi sampled: exact in a rollout's first update, and the later ones leave out that the
+    policy has moved since.
 
     Args:
         logprobs_BT: log pi of each token under the policy being trained, nats, float.
@@ -161,10 +170,12 @@ def kl_terms(logprobs_BT: torch.Tensor, reference_BT: torch.Tensor, kind: Litera
     check_shapes(logprobs_BT, reference_BT)
     gaps_BT = logprobs_BT - reference_BT.detach()
     if kind == "k1":
-        return gaps_BT
+        halves_BT = gaps_BT.square() / 2
+        return gaps_BT.detach() + (halves_BT - halves_BT.detach())
     if kind == "k2":
         return gaps_BT.square() / 2
     if kind == "k3":
+        gaps_BT = gaps_BT.clamp(min=-LARGEST_LOG_RATIO)
         return torch.expm1(-gaps_BT) + gaps_BT
     raise ValueError(f"KL estimator {kind!r}: expected k1, k2 or k3")
 

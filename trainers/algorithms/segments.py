@@ -7,6 +7,7 @@ between them are the macro actions of arXiv:2512.10365.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -18,6 +19,8 @@ from forkgym.trainers.algorithms.table import Segmentation
 from forkgym.trainers.types import Group, Turn
 
 Begins = NDArray[np.bool_]  # [T], True at the tokens of a turn at which a segment begins
+
+ROUNDING = 1e-9  # tokens: 0.29 of 100 are 28.999999999999996 in floating point
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,8 +45,8 @@ def segment_begins(
     ``trajectory``: nowhere, so that one segment goes through all turns; ``turn``: at each turn's first token;
     ``token``: at every token; ``marker``: at turns and markers; ``random``: at a turn's first token and at each other
     one with probability ``1 / mean_length``; ``entropy``: at a turn's first token and at the share ``entropy_share`` of
-    the tree's tokens before which the policy was least certain (Wang et al. 2025, arXiv:2506.01939, call them forking
-    tokens). All trajectories that share a turn have the same segments in it.
+    the tree's tokens before which the policy was least certain (`least_certain`; Wang et al. 2025, arXiv:2506.01939,
+    call them forking tokens). All trajectories that share a turn have the same segments in it.
 
     Args:
         group: A tree.
@@ -63,8 +66,10 @@ def segment_begins(
         return {turn.uid: np.zeros(len(turn.tokens), np.bool_) for turn in group.turns}
     if kind == "marker" and marking is None:
         raise ValueError("segments by marker need the environment's markers and the tokens' texts, got neither")
-    threshold = entropy_threshold(group.turns, config.entropy_share) if kind == "entropy" else np.inf
     found: dict[str, Begins] = {}
+    uncertain: Mapping[str, Begins] = {}
+    if kind == "entropy":
+        uncertain = least_certain(group.turns, config.entropy_share)
     for turn in group.turns:
         size = len(turn.tokens)
         if kind == "token":
@@ -72,7 +77,7 @@ def segment_begins(
         elif kind == "random":
             begins = rng.random(size) < 1.0 / config.mean_length
         elif kind == "entropy":
-            begins = np.array(turn.entropies) >= threshold
+            begins = uncertain[turn.uid]
         elif kind == "marker":
             assert marking is not None
             begins = marker_begins(turn.tokens, marking)
@@ -112,7 +117,24 @@ def marker_begins(tokens: Sequence[int], marking: Marking) -> Begins:
     return begins
 
 
-def entropy_threshold(turns: Sequence[Turn], share: float) -> float:
-    """The entropy that the share of tokens with the highest ones reaches, nats; infinity where that is no token."""
-    entropies = np.concatenate([np.array(turn.entropies, np.float64) for turn in turns]) if turns else np.zeros(0)
-    return float(np.quantile(entropies, 1.0 - share)) if len(entropies) and share > 0 else float("inf")
+def least_certain(turns: Sequence[Turn], share: float) -> Mapping[str, Begins]:
+    """The tokens of a tree before which the policy was least certain, as many as the share is, rounded down.
+
+    Of tokens with equal entropies the earlier ones in the tree's order count, so that there are never more.
+
+    Example: turns of entropies ``0.5 0.9`` and ``0.5 0.1 0.5`` and a share of 0.6, which is 3 of 5 tokens, give
+    ``T T`` and ``T F F``.
+
+    Args:
+        turns: Of a tree.
+        share: 0 to 1.
+
+    Returns:
+        By turn uid, bool [T].
+    """
+    entropies = np.array([entropy for turn in turns for entropy in turn.entropies], np.float64)
+    count = math.floor(share * len(entropies) + ROUNDING)
+    begins = np.zeros(len(entropies), np.bool_)
+    begins[np.argsort(-entropies, kind="stable")[:count]] = True
+    ends = np.cumsum([len(turn.tokens) for turn in turns], dtype=np.int64)
+    return {turn.uid: begins[end - len(turn.tokens) : end] for turn, end in zip(turns, ends, strict=True)}

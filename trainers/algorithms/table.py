@@ -35,6 +35,10 @@ Normalisation = Literal["tokens", "trajectories", "length", "sum"]
 Correction = Literal["rescale", "damp", "none"]
 
 
+# Means over trajectories of one task: groups with equal rewards have no signal for these alone.
+GROUP_BASELINES: tuple[Baseline, ...] = ("mean", "others")
+
+
 @dataclass(frozen=True, slots=True)
 class Algorithm:
     """What tells algorithms apart.

@@ -14,6 +14,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
+from forkgym.trainers.algorithms.table import GROUP_BASELINES, Algorithm
 from forkgym.trainers.runs.diagnostics_config import DiagnosticsConfig
 
 Kind = Literal["below", "above", "below start", "above start", "rise"]
@@ -109,7 +110,8 @@ RULES = (
         "below start",
         "min_entropy",
         "the policy hardly varies any more, so that a group's trajectories become the same",
-        "trainer.loss.entropy_weight; a higher trainer.loss.clip_high; a lower trainer.learning_rate",
+        "trainer.loss.entropy_weight; a lower trainer.learning_rate; where trainer.updates_per_rollout is above 1 and "
+        "ratios are clipped, a higher trainer.loss.clip_high",
     ),
     Rule(
         "length growth, turn",
@@ -163,6 +165,19 @@ RULES = (
 WATCHED = frozenset(rule.figure for rule in RULES)
 
 
+def rules_for(algorithm: Algorithm) -> tuple[Rule, ...]:
+    """The rules that are true of an algorithm.
+
+    Groups with equal rewards teach nothing only where they are what rewards are compared with, and the advantages of
+    shared turns are means only where they are calibrated.
+    """
+    untrue = {
+        "advantage collapse": algorithm.baseline not in GROUP_BASELINES,
+        "calibration variance": not algorithm.calibrates,
+    }
+    return tuple(rule for rule in RULES if not untrue.get(rule.name, False))
+
+
 @dataclass(frozen=True, slots=True)
 class Alarm:
     """An alarm that has begun, or is over.
@@ -206,12 +221,14 @@ class Watch:
 
     Attributes:
         config: The limits.
+        rules: What is watched for.
         start: Watched figures of the first steps, at most `DiagnosticsConfig.window`.
         recent: Those of the newest steps, at most as many.
         standing: Names of the alarms that have begun and are not over.
     """
 
     config: DiagnosticsConfig
+    rules: tuple[Rule, ...] = RULES
     start: tuple[Figures, ...] = ()
     recent: tuple[Figures, ...] = ()
     standing: frozenset[str] = frozenset()
@@ -241,7 +258,7 @@ class Watch:
 def alarms(watch: Watch, start: Sequence[Figures], recent: Sequence[Figures]) -> tuple[Alarm, ...]:
     """Return the alarms that change when the newest steps are these."""
     found: list[Alarm] = []
-    for rule in RULES:
+    for rule in watch.rules:
         value = mean(recent, rule.figure)
         limit = rule.limit(watch.config, mean(start, rule.figure))
         if value is None or limit is None:
@@ -252,14 +269,17 @@ def alarms(watch: Watch, start: Sequence[Figures], recent: Sequence[Figures]) ->
     return tuple(found)
 
 
-def watch_from(config: DiagnosticsConfig, history: Iterable[Mapping[str, float | None]]) -> Watch:
+def watch_from(
+    config: DiagnosticsConfig, history: Iterable[Mapping[str, float | None]], rules: tuple[Rule, ...] = RULES
+) -> Watch:
     """Return what is known after some steps; their alarms have been said.
 
     Args:
         config: The limits.
         history: Metrics of each step from the run's first one on, as ``metrics.jsonl`` holds them.
+        rules: What is watched for.
     """
-    watch = Watch(config)
+    watch = Watch(config, rules)
     for metrics in history:
         watch, _ = watch.after(metrics)
     return watch

@@ -11,6 +11,7 @@ from forkgym.trainers.algorithms.advantages import (
     calibrated,
     constant,
     deviation,
+    deviations,
     differences,
     generalized_advantages,
     group_correction,
@@ -68,10 +69,19 @@ def test_the_mean_contains_the_trajectory_itself() -> None:
     assert mean_baseline([(1.0, 1.0), (0.0,), (0.0, 0.0)]) == [(1 / 3, 1 / 3), (1 / 3,), (1 / 3, 1 / 3)]
 
 
-def test_the_mean_of_what_is_to_go_is_over_those_that_get_as_far() -> None:
-    # depth 0: (1.4 + 0.25) / 2 = 0.825; depths 1 and 2: the first trajectory alone
+def test_what_has_ended_stands_at_its_last_turn() -> None:
+    # depth 0: (1.4 + 0.25) / 2 = 0.825; depth 1: (0.9 + 0.25) / 2; depth 2: (1 + 0.25) / 2
     returns_GD = returns_to_go(paid_on_the_way())
-    assert flat(mean_baseline(returns_GD, to_go=True)) == pytest.approx([0.825, 0.9, 1.0, 0.825])
+    assert flat(mean_baseline(returns_GD)) == pytest.approx([0.825, 0.575, 0.625, 0.825])
+
+
+@pytest.mark.parametrize("right", [(0.0, 0.0, 1.0), (1.0, 1.0, 0.0), (1.0, 1.0, 1.0)])
+def test_what_is_paid_at_the_end_alone_is_compared_with_the_whole_mean(right: tuple[float, ...]) -> None:
+    # One turn, two and three: also the last turns of the longest one are compared with all three.
+    returns_GD = [(reward,) * length for reward, length in zip(right, (1, 2, 3), strict=True)]
+    mean = sum(right) / 3
+    advantages = differences(returns_GD, mean_baseline(returns_GD))
+    assert flat(advantages) == pytest.approx([right[0] - mean] + [right[1] - mean] * 2 + [right[2] - mean] * 3)
 
 
 def test_the_others_share_no_turn() -> None:
@@ -92,10 +102,17 @@ def test_without_branches_the_others_are_rloos() -> None:
     assert advantages == pytest.approx([5 / 6, -1 / 2, 1 / 6, -1 / 2])
 
 
-def test_the_others_to_go_are_those_that_get_as_far() -> None:
-    # the first trajectory: 0.25 at depth 0, nobody after; the second: 1.4
+def test_the_others_to_go_are_all_others() -> None:
+    # the first trajectory: 0.25, which the other was paid for its last turn; the second: 1.4
     returns_GD = returns_to_go(paid_on_the_way())
-    assert flat(others_baseline(paid_on_the_way(), returns_GD, to_go=True)) == pytest.approx([0.25, 0.0, 0.0, 1.4])
+    assert flat(others_baseline(paid_on_the_way(), returns_GD)) == pytest.approx([0.25] * 3 + [1.4])
+    # The first: (2 + 4) / 2, (2 + 3) / 2 twice; the second: (1 + 4) / 2; the third: (1 + 2) / 2, (0.5 + 2) / 2.
+    turns = [turn(f"t{place}d0", None, (2,)) for place in range(3)]
+    turns += [turn("t0d1", "t0d0", (3,)), turn("t2d1", "t2d0", (3,)), turn("t0d2", "t0d1", (4,))]
+    leaves = tuple(trajectory(leaf, 0.0) for leaf in ("t0d2", "t1d0", "t2d1"))
+    group = replace(three_leaves(), turns=tuple(turns), trajectories=leaves)
+    baseline_GD = others_baseline(group, [(1.0, 0.5, 0.25), (2.0,), (4.0, 3.0)])
+    assert flat(baseline_GD) == pytest.approx([3.0, 2.5, 2.5, 2.5, 1.5, 1.25])
 
 
 def test_where_all_share_a_turn_there_are_no_others() -> None:
@@ -114,18 +131,36 @@ def test_deviation_is_the_samples_with_a_floor() -> None:
     assert deviation([5.0]) == 1.0
 
 
+def test_what_is_to_go_is_divided_by_its_own_deviation() -> None:
+    # Totals of 1 and 1.001 that were paid at different turns: to go 1 and 1.001, then 0 and 1.
+    # Over the totals' deviation of 7e-4 the second turns would count for 700.
+    returns_GD: list[tuple[float, ...]] = [(1.0, 0.0), (1.001, 1.0)]
+    first, second = deviations(returns_GD)
+    assert first == pytest.approx(0.001 / math.sqrt(2) + 1e-6)
+    assert second == pytest.approx(1 / math.sqrt(2) + 1e-6)
+    advantages = flat(differences(returns_GD, mean_baseline(returns_GD), [first, second]))
+    assert advantages == pytest.approx([-0.0005 / first, -0.5 / second, 0.0005 / first, 0.5 / second])
+    # Whole returns have one deviation, whatever the trajectories' lengths.
+    assert deviations([(1.0,), (0.0, 0.0), (1.0,), (0.0,)]) == [deviation([1.0, 0.0, 1.0, 0.0])] * 2
+
+
 def test_differences_by_hand() -> None:
-    # (3 - 1) / 4, (0 - 1) / 4; (5 - 2) / 4
-    assert differences([(3.0, 0.0), (5.0,)], [(1.0, 1.0), (2.0,)], 4.0) == [(0.5, -0.25), (0.75,)]
+    # (3 - 1) / 4, (0 - 1) / 2; (5 - 2) / 4
+    assert differences([(3.0, 0.0), (5.0,)], [(1.0, 1.0), (2.0,)], [4.0, 2.0]) == [(0.5, -0.5), (0.75,)]
+    assert differences([(3.0, 0.0), (5.0,)], [(1.0, 1.0), (2.0,)]) == [(2.0, -1.0), (3.0,)]
 
 
 def test_equal_rewards_have_no_advantage_whatever_they_are_divided_by() -> None:
     # The mean of three times 0.1 is 1.4e-17 above it: over 1e-6 that would be an advantage of 1.4e-11.
     returns_GD: list[tuple[float, ...]] = [(0.1,)] * 3
-    advantages = flat(differences(returns_GD, mean_baseline(returns_GD), deviation([0.1] * 3)))
+    advantages = flat(differences(returns_GD, mean_baseline(returns_GD), deviations(returns_GD)))
     assert advantages == pytest.approx([0.0] * 3, abs=1e-15)
+    # The mean of nine times 123456.7 is 1.5e-11 above it.
+    large_GD: list[tuple[float, ...]] = [(123456.7,)] * 9
+    assert flat(mean_baseline(large_GD))[0] > 123456.7
+    assert flat(differences(large_GD, mean_baseline(large_GD))) == [0.0] * 9
     # Without a baseline it would be 1e5.
-    assert flat(differences(returns_GD, constant([0.0] * 3, returns_GD), deviation([0.1] * 3))) == [0.1] * 3
+    assert flat(differences(returns_GD, constant([0.0] * 3, returns_GD), deviations(returns_GD))) == [0.1] * 3
 
 
 def test_a_shared_turn_gets_the_mean_over_its_leaves() -> None:

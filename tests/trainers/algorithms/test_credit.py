@@ -19,12 +19,14 @@ from forkgym.trainers.algorithms.credit import (
     has_signal,
     make_samples,
     shuffled_rewards,
+    teaches,
 )
 from forkgym.trainers.algorithms.segments import segment_begins
 from forkgym.trainers.algorithms.table import ALGORITHMS, Algorithm, Baseline, Segmentation
 from forkgym.trainers.packing import make_row
-from forkgym.trainers.types import Group, Row, Sample
+from forkgym.trainers.types import Group, RewardError, Row, Sample
 from tests.trainers.algorithms.test_advantages import paid_on_the_way
+from tests.trainers.random_trees import random_tree
 from tests.trainers.small_trees import three_leaves, trajectory, turn, with_rewards
 
 SUM = Algorithm(normalisation="sum")
@@ -100,9 +102,103 @@ def test_calibration_changes_shared_turns_alone() -> None:
 
 
 def test_what_is_still_to_come() -> None:
-    # to go: 1.4, 0.9, 1 and 0.25; means at each depth: 0.825, 0.9, 1
+    # to go: 1.4, 0.9, 1 and 0.25, which stays; means at each depth: 0.825, 0.575, 0.625
     found = credit_of(paid_on_the_way(), return_to_go=True)
-    assert close(found, [[0.575, 0.0, 0.0], [-0.575, -0.575]])
+    assert close(found, [[0.575, 0.325, 0.375], [-0.575, -0.575]])
+
+
+@pytest.mark.parametrize("algorithm", ["gpg", "arpo-gpg", "arpo", "rloo", "reinforce"])
+def test_what_is_still_to_come_is_everything_where_payment_comes_at_the_end(algorithm: str) -> None:
+    for seed in range(10):
+        tree = random_tree(seed)
+        whole, to_go = (credit_of(tree, algorithm=ALGORITHMS[algorithm], return_to_go=to_go) for to_go in (False, True))
+        assert close(to_go, whole), seed
+
+
+def paid_in_turn(*paid: tuple[float, float]) -> Group:
+    """Trajectories of two turns that share nothing."""
+    turns = [turn(f"t{place}d0", None, (3,), seen=(5,), reward=one) for place, (one, _) in enumerate(paid)]
+    turns += [turn(f"t{place}d1", f"t{place}d0", (4, 4), reward=two) for place, (_, two) in enumerate(paid)]
+    leaves = tuple(trajectory(f"t{place}d1", one + two) for place, (one, two) in enumerate(paid))
+    return Group("toy", "toy/2", "?", "!", (1, 2), tuple(turns), leaves)
+
+
+def shared_and_silent() -> Group:
+    """Two trajectories that share their one turn with tokens, beside one that earns as much as they do in the mean."""
+    return replace(
+        three_leaves(),
+        turns=(
+            turn("t0d0", None, (3, 4)),
+            turn("t1d0", None, (9,), reward=0.5),
+            turn("t0d1", "t0d0", (), reward=1.0),
+            turn("t2d1", "t0d0", ()),
+        ),
+        trajectories=(trajectory("t0d1", 1.0), trajectory("t1d0", 0.5), trajectory("t2d1", 0.0)),
+    )
+
+
+MASKED = {"mask_truncated": True}
+TO_GO = {"return_to_go": True}
+
+
+@pytest.mark.parametrize(
+    ("group", "algorithm", "config", "expected"),
+    [
+        (three_leaves(), "gpg", {}, True),
+        (alike(1.0), "gpg", {}, False),
+        (paid_in_turn((1.0, 0.0), (0.0, 1.0)), "gpg", {}, False),
+        (paid_in_turn((1.0, 0.0), (0.0, 1.0)), "gpg", TO_GO, True),
+        (paid_in_turn((1.0, 0.0), (0.0, 1.0)), "rloo", TO_GO, True),
+        (paid_in_turn((1.0, 0.5), (1.0, 0.5)), "gpg", TO_GO, False),
+        (shared_and_silent(), "gpg", {}, True),
+        (shared_and_silent(), "arpo-gpg", {}, False),  # the mean of 1/2 and -1/2, and 0
+        (three_leaves(), "rloo", {"tree_weights": "node"}, True),
+    ],
+)
+def test_a_group_teaches_where_a_token_has_an_advantage(
+    group: Group, algorithm: str, config: dict[str, Any], expected: bool
+) -> None:
+    rule = CreditRule(ALGORITHMS[algorithm], CreditConfig(**config))
+    assert teaches(group, rule) == expected
+    assert any(map(has_signal, samples_of(group, algorithm=ALGORITHMS[algorithm], **config))) == expected
+
+
+def test_a_group_all_of_whose_advantages_are_masked_teaches_nothing() -> None:
+    # Rewards 1, 1/2 and 0; of these 1/2, the mean, is the one whose trajectory ended by itself.
+    group = with_rewards(three_leaves(), (1.0, 0.5, 0.0))
+    cut = tuple(
+        replace(one, stop_reason=StopReason.TURN_LIMIT) if one.reward != 0.5 else one for one in group.trajectories
+    )
+    group = replace(group, trajectories=cut)
+    assert teaches(group, CreditRule(ALGORITHMS["gpg"], CreditConfig()))
+    assert not teaches(group, CreditRule(ALGORITHMS["gpg"], CreditConfig(mask_truncated=True)))
+    assert not any(map(has_signal, samples_of(group, algorithm=ALGORITHMS["gpg"], mask_truncated=True)))
+
+
+@pytest.mark.parametrize("config", [{}, TO_GO, MASKED, TO_GO | MASKED])
+@pytest.mark.parametrize("algorithm", ["gpg", "arpo-gpg", "arpo", "rloo"])
+def test_a_group_teaches_by_itself_what_it_teaches_in_a_step(algorithm: str, config: dict[str, Any]) -> None:
+    rule = CreditRule(ALGORITHMS[algorithm], CreditConfig(**config))
+    reasons = (StopReason.ANSWERED, StopReason.CONTEXT_LIMIT)
+    found: set[bool] = set()
+    for seed in range(30):
+        tree = random_tree(seed, paid_on_the_way=bool(seed % 2))
+        if seed % 3 == 0:
+            tree = with_rewards(tree, [0.7] * len(tree.trajectories))
+        ends = [reasons[(seed + place) % 2] for place in range(len(tree.trajectories))]
+        cut = [replace(one, stop_reason=end) for one, end in zip(tree.trajectories, ends, strict=True)]
+        group = replace(tree, trajectories=tuple(cut))
+        samples = samples_of(group, algorithm=ALGORITHMS[algorithm], **config)
+        assert teaches(group, rule) == any(map(has_signal, samples))
+        found.add(teaches(group, rule))
+    assert found == {True, False}
+
+
+def test_where_the_group_is_not_its_own_baseline_rewards_that_differ_teach() -> None:
+    for name in ("reinforce", "remax", "ppo"):
+        rule = CreditRule(ALGORITHMS[name], CreditConfig())
+        assert teaches(three_leaves(), rule)
+        assert not teaches(alike(1.0), rule)
 
 
 def with_a_fresh_one() -> Group:
@@ -197,12 +293,14 @@ def test_masking_leaves_the_node_weights_of_the_others_alone() -> None:
     [
         (StopReason.ANSWERED, True),
         (StopReason.TOOL_STOP, True),
+        (StopReason.MALFORMED, True),
+        (StopReason.TIME_LIMIT, False),
         (StopReason.TURN_LIMIT, False),
         (StopReason.CONTEXT_LIMIT, False),
         (StopReason.TOTAL_TOKEN_LIMIT, False),
     ],
 )
-def test_what_ended_by_itself_is_kept(reason: StopReason, kept: bool) -> None:
+def test_what_no_limit_cut_off_is_kept(reason: StopReason, kept: bool) -> None:
     group = three_leaves()
     group = replace(group, trajectories=tuple(replace(one, stop_reason=reason) for one in group.trajectories))
     assert len(samples_of(group, mask_truncated=True)) == (3 if kept else 0)
@@ -271,9 +369,9 @@ def test_shuffling_keeps_each_groups_rewards() -> None:
     assert shuffled != shuffled_rewards([group] * 20, seed=2)
 
 
-@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
-def test_a_reward_that_is_no_number_is_refused_by_name(bad: float) -> None:
-    with pytest.raises(ValueError, match=f"group toy/0: trajectory t1d1 has reward {bad}, expected a finite number"):
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf, None])
+def test_a_reward_that_is_no_number_is_refused_by_name(bad: Any) -> None:
+    with pytest.raises(RewardError, match=f"group toy/0: trajectory t1d1 has reward {bad}, expected a finite number"):
         check_rewards([three_leaves()], [[1.0, bad, 0.0]])
 
 

@@ -209,7 +209,7 @@ def test_kl_estimates_by_hand() -> None:
 
 
 def enumerated(kind: str) -> tuple[float, torch.Tensor, torch.Tensor, torch.Tensor]:
-    """On three tokens: the estimator's mean, the mean of its gradient, and the gradients of both divergences."""
+    """On three tokens: the estimator's mean, the mean of its gradient, and those of KL(pi || ref) and KL(ref || pi)."""
     logits = torch.tensor([0.3, -0.8, 0.1], dtype=torch.double, requires_grad=True)
     reference = torch.tensor([0.5, 0.2, 0.3], dtype=torch.double).log()
 
@@ -234,12 +234,30 @@ def test_kl_estimates_on_a_distribution_that_can_be_enumerated() -> None:
     assert found["k1"][0] == pytest.approx(divergence, abs=1e-12)
     assert found["k3"][0] == pytest.approx(divergence, abs=1e-12)
     assert abs(found["k2"][0] - divergence) > 1e-4  # biased in value
-    zero = torch.zeros(3, dtype=torch.double)
     _, of_k1, forward, backward = found["k1"]
-    torch.testing.assert_close(of_k1, zero)
+    torch.testing.assert_close(of_k1, forward)
     torch.testing.assert_close(found["k2"][1], forward)
     torch.testing.assert_close(found["k3"][1], backward)
     assert float((forward - backward).abs().max()) > 1e-3  # so that the two claims differ
+
+
+def test_the_gradient_of_each_kl_estimate_by_hand() -> None:
+    gaps, zero = torch.tensor([[math.log(2), -math.log(4)]]), torch.zeros(1, 2)
+    # d, also for k1, which has k2's
+    assert torch.equal(gradient_of(partial(kl_terms, reference_BT=zero, kind="k1"), gaps), gaps)
+    assert torch.equal(gradient_of(partial(kl_terms, reference_BT=zero, kind="k2"), gaps), gaps)
+    # 1 - exp(-d)
+    slope = gradient_of(partial(kl_terms, reference_BT=zero, kind="k3"), gaps)
+    assert slope.tolist() == [pytest.approx([0.5, -3.0])]
+
+
+def test_a_token_that_the_reference_finds_far_likelier_does_not_overflow() -> None:
+    gaps, zero = torch.tensor([[-19.0, -21.0, -100.0, 100.0]]), torch.zeros(1, 4)
+    largest = math.exp(20) - 1 - 20
+    assert kl_terms(gaps, zero, "k3").tolist() == [pytest.approx([math.exp(19) - 20, largest, largest, 99.0])]
+    # 1 - exp(-d), and nothing beyond -20; what the reference finds less likely is held in full
+    slope = gradient_of(partial(kl_terms, reference_BT=zero, kind="k3"), gaps)
+    assert slope.tolist() == [pytest.approx([1 - math.exp(19), 0.0, 0.0, 1.0])]
 
 
 def test_weighted_sum_by_hand() -> None:

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from forkgym.trainers.algorithms.config import SegmentConfig
-from forkgym.trainers.algorithms.segments import Begins, Marking, entropy_threshold, marker_begins, segment_begins
+from forkgym.trainers.algorithms.segments import Begins, Marking, least_certain, marker_begins, segment_begins
 from forkgym.trainers.algorithms.table import Segmentation
 from forkgym.trainers.types import Group
 from tests.trainers.small_trees import three_leaves, trajectory, turn
@@ -140,13 +140,36 @@ def test_the_least_certain_tokens_of_the_tree_begin_segments() -> None:
     assert begins(group, "entropy", entropy_share=0.0) == begins(group, "turn")
 
 
-@pytest.mark.parametrize("share", [0.1, 0.2, 0.35, 0.5])
-def test_the_share_of_tokens_that_are_uncertain(share: float) -> None:
+@pytest.mark.parametrize(
+    ("share", "expected"),
+    [
+        # Seven tokens, in the tree's order: 0.5 0.9 | 0.5 | 0.1 | 0.5 0.5 | 0.9. Of equal ones the first count.
+        (1 / 7, {"t0d0": [0, 1], "t1d0": [0], "t0d1": [0], "t2d1": [0, 0], "t1d1": [0]}),
+        (2 / 7, {"t0d0": [0, 1], "t1d0": [0], "t0d1": [0], "t2d1": [0, 0], "t1d1": [1]}),
+        (4 / 7, {"t0d0": [1, 1], "t1d0": [1], "t0d1": [0], "t2d1": [0, 0], "t1d1": [1]}),
+        (5 / 7, {"t0d0": [1, 1], "t1d0": [1], "t0d1": [0], "t2d1": [1, 0], "t1d1": [1]}),
+        (0.7, {"t0d0": [1, 1], "t1d0": [1], "t0d1": [0], "t2d1": [0, 0], "t1d1": [1]}),  # 4.9 tokens: 4
+        (0.14, {"t0d0": [0, 0], "t1d0": [0], "t0d1": [0], "t2d1": [0, 0], "t1d1": [0]}),  # 0.98: none
+    ],
+)
+def test_of_equally_uncertain_tokens_the_first_count(share: float, expected: dict[str, list[int]]) -> None:
+    group = with_entropies(
+        three_leaves(), {"t0d0": (0.5, 0.9), "t1d0": (0.5,), "t0d1": (0.1,), "t2d1": (0.5, 0.5), "t1d1": (0.9,)}
+    )
+    found = least_certain(group.turns, share)
+    assert {uid: ones.tolist() for uid, ones in found.items()} == {
+        uid: [bool(one) for one in ones] for uid, ones in expected.items()
+    }
+
+
+@pytest.mark.parametrize("share", [0.0, 0.29, 0.35, 0.57, 0.999, 1.0])
+def test_the_share_of_uncertain_tokens_is_what_was_asked_for(share: float) -> None:
     rng = np.random.default_rng(0)
-    group = with_entropies(long_turn(1000), {"t0d0": tuple(rng.random(1000).tolist())})
-    threshold = entropy_threshold(group.turns, share)
-    assert sum(one >= threshold for one in group.turns[0].entropies) == round(1000 * share)
-    assert entropy_threshold((), share) == float("inf")
+    drawn = with_entropies(long_turn(1000), {"t0d0": tuple(rng.random(1000).tolist())})
+    equal = with_entropies(long_turn(1000), {"t0d0": (0.7,) * 1000})
+    for group in (drawn, equal):
+        assert least_certain(group.turns, share)["t0d0"].sum() == round(1000 * share)
+    assert least_certain((), share) == {}
 
 
 def test_missed_and_spurious_boundaries_have_the_share_that_was_asked_for() -> None:

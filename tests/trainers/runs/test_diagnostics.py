@@ -15,9 +15,11 @@ import pytest
 import torch
 
 from forkgym.agents.base import FinishReason
+from forkgym.trainers.algorithms.config import CreditConfig
 from forkgym.trainers.algorithms.mismatch import mismatch_metrics
 from forkgym.trainers.algorithms.objective import outside
-from forkgym.trainers.runs.diagnostics import RULES, WATCHED, Alarm, Watch, watch_from
+from forkgym.trainers.config import TrainerConfig
+from forkgym.trainers.runs.diagnostics import RULES, WATCHED, Alarm, Watch, rules_for, watch_from
 from forkgym.trainers.runs.diagnostics_config import DiagnosticsConfig
 from forkgym.trainers.runs.metrics import rollout_metrics
 from forkgym.trainers.runs.run_folder import json_text
@@ -153,6 +155,29 @@ def test_a_failure_is_said_once_and_so_is_its_end(names: tuple[str, ...], well: 
 def test_every_rule_is_tested() -> None:
     assert {name for names, _, _ in FAILURES for name in names} == {rule.name for rule in RULES}
     assert len({rule.name for rule in RULES}) == len(RULES)
+
+
+@pytest.mark.parametrize(
+    ("trainer", "missing"),
+    [
+        (TrainerConfig(), set[str]()),
+        (TrainerConfig(algorithm="arpo-gpg", credit=CreditConfig(baseline="others")), set[str]()),
+        (TrainerConfig(algorithm="arpo", credit=CreditConfig(calibrate=False)), {"calibration variance"}),
+        (TrainerConfig(algorithm="arpo-gpg", credit=CreditConfig(baseline="none")), {"advantage collapse"}),
+        (TrainerConfig(algorithm="arpo-gpg", credit=CreditConfig(baseline="greedy")), {"advantage collapse"}),
+        (TrainerConfig(algorithm="ppo"), {"advantage collapse", "calibration variance"}),
+        (
+            TrainerConfig(algorithm="arpo-gpg", credit=CreditConfig(baseline="critic")),
+            {"advantage collapse", "calibration variance"},
+        ),
+    ],
+)
+def test_alarms_that_are_untrue_of_an_algorithm_are_left_out(trainer: TrainerConfig, missing: set[str]) -> None:
+    rules = rules_for(trainer.settings)
+    assert {rule.name for rule in RULES} - {rule.name for rule in rules} == missing
+    watch = watch_from(DiagnosticsConfig(window=1), [], rules)
+    _, alarms = watch.after({"groups/valid_fraction": 0.0, "calibration/noise": 9.0})
+    assert {alarm.rule.name for alarm in alarms} == {"advantage collapse", "calibration variance"} - missing
 
 
 def test_a_run_that_stays_as_it_is_raises_nothing() -> None:

@@ -7,6 +7,10 @@ from dataclasses import replace
 import pytest
 
 from forkgym.agents.base import FinishReason
+from forkgym.envs.tasks import StopReason
+from forkgym.trainers.algorithms.config import CreditConfig
+from forkgym.trainers.algorithms.credit import CreditRule
+from forkgym.trainers.algorithms.table import ALGORITHMS
 from forkgym.trainers.runs.metrics import rollout_metrics
 from forkgym.trainers.types import Group
 from tests.trainers.small_trees import three_leaves, trajectory, turn
@@ -111,3 +115,26 @@ def test_markers_of_a_turn() -> None:
 def test_solved_groups_need_no_signal() -> None:
     metrics = rollout_metrics([pair(1.0, 1.0), pair(0.0, 0.0), pair(1.0, 0.0), three_leaves()])
     assert (metrics["groups/solved_fraction"], metrics["groups/valid_fraction"]) == (0.25, 0.5)
+
+
+def test_valid_groups_are_those_that_teach_the_algorithm() -> None:
+    # The first two earn as much, but the first by its second turn.
+    turns = (
+        turn("t0d0", None, (3,)),
+        turn("t1d0", None, (3,), reward=1.0),
+        turn("t0d1", "t0d0", (4,), reward=1.0),
+        turn("t1d1", "t1d0", (4,)),
+    )
+    group = Group("toy", "toy/3", "?", "!", (1,), turns, (trajectory("t0d1", 1.0), trajectory("t1d1", 1.0)))
+    by_turn, whole = (CreditRule(ALGORITHMS["gpg"], CreditConfig(return_to_go=to_go)) for to_go in (True, False))
+    groups = [group, pair(0.0, 0.0)]
+    assert rollout_metrics(groups, (), by_turn)["groups/valid_fraction"] == 0.5
+    assert rollout_metrics(groups, (), whole)["groups/valid_fraction"] == 0.0
+    assert rollout_metrics(groups)["groups/valid_fraction"] == 0.0
+
+
+def test_what_was_malformed_too_often_was_not_cut_off() -> None:
+    tree = three_leaves()
+    reasons = (StopReason.MALFORMED, StopReason.TIME_LIMIT, StopReason.ANSWERED)
+    ended = tuple(replace(one, stop_reason=reason) for one, reason in zip(tree.trajectories, reasons, strict=True))
+    assert rollout_metrics([replace(tree, trajectories=ended)])["truncated_fraction"] == pytest.approx(1 / 3)
