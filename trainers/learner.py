@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, cast
 
 import torch
 from accelerate import Accelerator, InitProcessGroupKwargs
+from accelerate.utils import DistributedType
 from torch.optim.lr_scheduler import LambdaLR
 
 from forkgym.trainers.config import TrainerConfig
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 
 
 PATIENCE = timedelta(hours=6)  # of other processes while the first one measures accuracy
+DISTRIBUTED = (DistributedType.NO, DistributedType.MULTI_CPU, DistributedType.MULTI_GPU)
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,7 +30,7 @@ class Learner:
     """What a step changes, and what it measures with.
 
     Attributes:
-        accelerator: Names the device and the other processes, and runs the backward passes.
+        accelerator: Names the device and the other processes.
         model: A causal language model.
         optimizer: Over the model's trainable parameters, and the value head's.
         pad_token: Fills up short rows; never trained on.
@@ -60,8 +62,12 @@ class Learner:
 def make_learner(
     model: torch.nn.Module, pad_token: int, temperature: float, config: TrainerConfig
 ) -> tuple[Learner, LambdaLR]:
-    """Prepare a model for training: AdamW without weight decay, linear warm-up, then a linear fall."""
-    accelerator = Accelerator(kwargs_handlers=[InitProcessGroupKwargs(timeout=PATIENCE)])
+    """Prepare a model for training: AdamW without weight decay, linear warm-up, then a linear fall.
+
+    Raises:
+        ValueError: See `make_accelerator`.
+    """
+    accelerator = make_accelerator()
     model.to(accelerator.device)
     if config.gradient_checkpointing:
         checkpoint_activations(cast("PreTrainedModel", model))
@@ -74,12 +80,31 @@ def make_learner(
     def factor(step: int) -> float:
         if step < config.warmup_steps:
             return (step + 1) / config.warmup_steps
-        left = (config.num_steps - step) / max(1, config.num_steps - config.warmup_steps)
+        last = config.num_steps - 1
+        left = (last - step) / max(1, last - config.warmup_steps)
         return config.final_learning_rate + (1.0 - config.final_learning_rate) * max(0.0, left)
 
     reference = Reference.of(model) if config.loss.kl_weight > 0 else None
     learner = Learner(accelerator, model, optimizer, pad_token, temperature, value_head, reference)
     return learner, LambdaLR(optimizer, factor)
+
+
+def make_accelerator() -> Accelerator:
+    """Name the device and the other processes, as ``accelerate launch`` and its environment say.
+
+    The precision is the model's own, and a step's batches are all of its rollout, whatever is set for accelerate.
+
+    Raises:
+        ValueError: The processes would share the model out, or the devices are of another kind: their gradients are
+            not those that `processes` adds up.
+    """
+    accelerator = Accelerator(mixed_precision="no", kwargs_handlers=[InitProcessGroupKwargs(timeout=PATIENCE)])
+    if accelerator.distributed_type not in DISTRIBUTED:
+        raise ValueError(
+            f"accelerate's distributed type is {accelerator.distributed_type.value}, expected one of "
+            f"{', '.join(kind.value for kind in DISTRIBUTED)}: each process holds the whole model"
+        )
+    return accelerator
 
 
 class ValueHead(torch.nn.Linear):

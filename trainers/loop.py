@@ -15,7 +15,7 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from forkgym.agents.base import Agent
 from forkgym.tools.base import ToolFailure
-from forkgym.trainers.algorithms.credit import shuffled_rewards
+from forkgym.trainers.algorithms.credit import CreditRule, shuffled_rewards
 from forkgym.trainers.algorithms.segments import Marking
 from forkgym.trainers.config import RolloutConfig, TrainerConfig
 from forkgym.trainers.learner import Learner
@@ -25,13 +25,13 @@ from forkgym.trainers.rollouts.growth import Env
 from forkgym.trainers.rollouts.rollout import RolloutSettings
 from forkgym.trainers.runs import checkpoint
 from forkgym.trainers.runs.checkpoint import TrainingState
-from forkgym.trainers.runs.diagnostics import Watch, watch_from
+from forkgym.trainers.runs.diagnostics import Watch, rules_for, watch_from
 from forkgym.trainers.runs.diagnostics_config import DiagnosticsConfig
 from forkgym.trainers.runs.metrics import rollout_metrics
 from forkgym.trainers.runs.run_folder import RunFolder
 from forkgym.trainers.seeding import derive_seed
-from forkgym.trainers.types import Group
-from forkgym.trainers.update import Circumstances, NonFiniteError, TrainingError, update
+from forkgym.trainers.types import RewardError
+from forkgym.trainers.update import Circumstances, TrainingError, update
 
 TASKS, ROLLOUT, SHUFFLE, SEGMENTS = 0, 1, 2, 3  # what a seed is for
 NON_FINITE_STEPS = 3  # in a row: one may be a bad batch, three are no chance
@@ -96,15 +96,16 @@ def train(
         The state reached; its step is below ``trainer.num_steps`` where the run was interrupted.
 
     Raises:
-        TrainingError: `NON_FINITE_STEPS` steps in a row had a loss or gradient that was not finite; a checkpoint of the
-            last good state is left.
+        TrainingError: `NON_FINITE_STEPS` steps in a row had a loss or gradient that was not finite, or a reward is no
+            finite number; a checkpoint of the last good state is left.
         ToolFailure: See ``roll_out``; as well. After any other exception, which may come from the middle of a step, the
             newest checkpoint is the one before.
     """
     state = start
     saved = start.step
     non_finite = 0
-    watch = watch_from(session.diagnostics, session.folder.read_metrics() if session.folder is not None else ())
+    history = session.folder.read_metrics() if session.folder is not None else ()
+    watch = watch_from(session.diagnostics, history, rules_for(trainer.settings))
     with stop_on_interrupt() as stop:
         while state.step < trainer.num_steps and not any(gathered(session.learner.accelerator, [stop.requested])):
             try:
@@ -113,9 +114,11 @@ def train(
                     non_finite = non_finite + 1 if metrics["step_non_finite"] else 0
                 if non_finite == NON_FINITE_STEPS:
                     raise TrainingError(f"the loss or its gradient was not finite in {non_finite} steps in a row")
-            except (TrainingError, ToolFailure):
+            except (TrainingError, ToolFailure, RewardError) as error:
                 if saved != state.step:
                     save(session, state)
+                if isinstance(error, RewardError):
+                    raise TrainingError(str(error)) from error
                 raise
             progress.update(state.step, metrics)
             if state.step % trainer.checkpoint_every == 0:
@@ -141,7 +144,8 @@ def train_step(
         scale=state.entropy_scale,
     )
     collector = Collector(session.agent, session.envs, session.learner.accelerator)
-    found = collector.collect(tasks, settings, algorithm.min_valid_fraction, trainer.credit.extra_rounds)
+    rule = CreditRule(algorithm, trainer.credit, rollout.max_total_tokens)
+    found = collector.collect(tasks, settings, rule)
     circumstances = Circumstances(
         greedy_rewards=collector.greedy_rewards(found.tasks, settings) if algorithm.baseline == "greedy" else (),
         marking=Marking(session.markers, lambda token: session.agent.codec.decode((token,))),
@@ -155,7 +159,7 @@ def train_step(
     if trainer.credit.shuffle_rewards:
         rewards_PG = shuffled_rewards(found.groups, derive_seed(session.seed, SHUFFLE, step))
     learning_rate = float(session.scheduler.get_last_lr()[0])
-    outcome = try_update(session.learner, found.groups, rewards_PG, trainer, circumstances)
+    outcome = update(session.learner, found.groups, rewards_PG, trainer, circumstances)
     if not outcome["step_skipped"]:
         session.scheduler.step()
     session.learner.forget_gradients()  # the engine may need their memory for its rollout
@@ -164,9 +168,11 @@ def train_step(
     session.agent.load_weights(session.saved.model, state.version + 1)
     metrics = {
         "step": step + 1,
-        **rollout_metrics(found.all_groups, session.markers),
-        # Trees without a signal that others took the place of, and trees whose prompt left no room to answer.
+        **rollout_metrics(found.all_groups, session.markers, rule),
+        # Trees without a signal that others took the place of, trees that were rolled out for that and have none
+        # either, and trees whose prompt left no room to answer.
         "groups/replaced": len(found.replaced),
+        "groups/spare": len(found.spare),
         "groups/unusable": len(found.unusable),
         "tool_failures": found.tool_failures,  # trajectories that were redone: the infrastructure failed them
         **outcome,
@@ -193,22 +199,6 @@ def train_step(
         skipped_steps=state.skipped_steps + int(outcome["step_skipped"]),
     )
     return after, watch, metrics
-
-
-def try_update(
-    learner: Learner,
-    groups: Sequence[Group],
-    rewards_PG: Sequence[Sequence[float]],
-    trainer: TrainerConfig,
-    circumstances: Circumstances,
-) -> Mapping[str, float]:
-    """Update, or say that the step is skipped as its loss or gradient is not finite (``step_non_finite``)."""
-    try:
-        return {**update(learner, groups, rewards_PG, trainer, circumstances), "step_non_finite": 0.0}
-    except NonFiniteError as error:
-        logger.warning("%s; the step is skipped", error)
-        skipped = {"tokens/trained": 0.0, "step_skipped": 1.0, "step_non_finite": 1.0}
-        return {"loss": error.loss, "grad_norm": error.grad_norm, "correction": 1.0, **skipped}
 
 
 def save(session: Session, state: TrainingState) -> None:

@@ -14,12 +14,39 @@ that sampled it and its depth.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
+from typing import SupportsFloat
 
 from forkgym.agents.base import FinishReason
 from forkgym.envs.tasks import StopReason
+
+# Where a trajectory was cut off, whatever it would have come to. One that was malformed too often was not: that is what
+# the policy did, and what it is to learn from.
+LIMITS = frozenset(
+    (StopReason.TURN_LIMIT, StopReason.TIME_LIMIT, StopReason.TOTAL_TOKEN_LIMIT, StopReason.CONTEXT_LIMIT)
+)
+
+
+class RewardError(ValueError):
+    """A reward is no finite number, so that nothing can be learnt from it; the message names it."""
+
+
+def finite_reward(reward: object, earned_by: str) -> float:
+    """Return a reward as a number.
+
+    Args:
+        reward: What was paid.
+        earned_by: Named in the error, with a verb.
+
+    Raises:
+        RewardError: It is no number, or not finite.
+    """
+    if isinstance(reward, SupportsFloat) and math.isfinite(value := float(reward)):
+        return value
+    raise RewardError(f"{earned_by} {reward!r}, expected a finite number")
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,6 +108,11 @@ class Trajectory:
     stop_reason: StopReason
     parts: Mapping[str, float] = field(default_factory=dict[str, float])
     extraction: str = ""
+
+    @property
+    def is_truncated(self) -> bool:
+        """Whether it ended at a limit: of turns, time, tokens or context."""
+        return self.stop_reason in LIMITS
 
 
 @dataclass(frozen=True)
@@ -150,7 +182,7 @@ class Group:
 
     @property
     def is_valid(self) -> bool:
-        """Whether the rewards differ, so that the group says what to do more of."""
+        """Whether the trajectories' rewards differ; see `credit.teaches` for what an algorithm makes of them."""
         return max(self.rewards) - min(self.rewards) > 1e-9
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -11,7 +12,7 @@ import numpy as np
 import torch
 
 from forkgym.trainers.algorithms.advantages import group_correction
-from forkgym.trainers.algorithms.credit import CreditRule, Paid, check_rewards, has_signal, make_samples
+from forkgym.trainers.algorithms.credit import CreditRule, Paid, check_rewards, counts, has_signal, make_samples
 from forkgym.trainers.algorithms.objective import FixedLogprobs, LossRule, Objective, objective, objective_metrics
 from forkgym.trainers.algorithms.segments import Marking, segment_begins
 from forkgym.trainers.algorithms.table import Algorithm
@@ -23,18 +24,11 @@ from forkgym.trainers.packing import make_row, pad
 from forkgym.trainers.processes import add_up_gradients, gathered
 from forkgym.trainers.types import Group, Row, Sample
 
+logger = logging.getLogger(__name__)
+
 
 class TrainingError(RuntimeError):
     """Training can't go on; the message says why and what was kept."""
-
-
-class NonFiniteError(ArithmeticError):
-    """A loss or gradient is infinite or not a number; the update that it was for was not made."""
-
-    def __init__(self, loss: float, grad_norm: float) -> None:
-        super().__init__(f"the loss is {loss} and the gradient's norm {grad_norm}, expected finite numbers")
-        self.loss = loss
-        self.grad_norm = grad_norm
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,46 +68,79 @@ def update(
         circumstances: Likewise of the rollout.
 
     Returns:
-        ``loss`` (of the first update); ``grad_norm`` (before it is scaled down; of the last); ``correction``;
+        ``loss`` and ``grad_norm`` (before it is scaled down; both of the first update); ``correction``;
         ``tokens/trained`` (policy tokens of all trajectories in the loss, those that share them counted apart);
-        ``step_skipped`` (1 where no step was made); where one was made, those of `objective_metrics`, and with several
-        updates those of the last one as ``last/...``.
+        ``step_skipped`` (1 where no update was made); ``step_non_finite`` (1 where the loss or gradient of an update
+        was not finite: neither that one nor those after it were made); where one was made, those of
+        `objective_metrics`, and where several were, those of the last one as ``last/...``.
 
     Raises:
+        RewardError: A reward is no finite number.
         ValueError: See `check_rewards`; or a greedy reward that the algorithm needs is missing or not a number.
-        NonFiniteError: The loss or its gradient is not finite; the weights are as they were before that update.
     """
     circumstances = circumstances or Circumstances()
     algorithm = config.settings
     check_rewards(groups, rewards_PG)
-    valid = sum(len(group.trajectories) for group in groups if group.is_valid)
-    total = sum(len(group.trajectories) for group in groups)
     samples = step_samples(learner, groups, rewards_PG, config, circumstances)
-    correction = 1.0
-    signal = any(has_signal(sample) for sample in samples)
-    if algorithm.correction != "none":
-        signal = signal and valid > 0
-        correction = group_correction(valid, total, algorithm.correction) if valid else 1.0
-    if not signal:  # an optimizer's momentum would move the weights on a zero gradient too
-        return {"loss": 0.0, "grad_norm": 0.0, "correction": 1.0, "tokens/trained": 0.0, "step_skipped": 1.0}
+    valid = count_valid(groups, samples, config)
+    nothing = {"tokens/trained": 0.0, "step_skipped": 1.0, "step_non_finite": 0.0}
+    if not valid:  # an optimizer's momentum would move the weights on a zero gradient too
+        return {"loss": 0.0, "grad_norm": 0.0, "correction": 1.0, **nothing}
+    correction = group_correction(valid, len(samples), algorithm.correction)
     if not every_token_counts(config, algorithm):
         samples = [sample for sample in samples if has_signal(sample)]
     rows = [sample.row for sample in samples]
     parts = [
         [samples[place] for place in part] for part in micro_batches(rows, config.micro_batch_tokens, config.forward)
     ]
-    process, count = learner.accelerator.process_index, learner.accelerator.num_processes
-    own = parts[process::count]
-    fixed = [fixed_logprobs(learner, part, config) for part in own]
-    rule = LossRule(algorithm, config.loss, correction)
-    outcomes = [one_update(learner, own, fixed, config, rule) for _ in range(config.updates_per_rollout)]
+    made, failed = take_updates(learner, parts, config, LossRule(algorithm, config.loss, correction))
+    if not made:
+        assert failed is not None
+        figures = {name: failed[name] for name in ("loss", "grad_norm")}
+        return {**figures, "correction": correction, **nothing, "step_non_finite": 1.0}
     return {
-        **outcomes[0],
-        **({} if len(outcomes) == 1 else {f"last/{name}": value for name, value in outcomes[-1].items()}),
+        **made[0],
+        **({} if len(made) == 1 else {f"last/{name}": value for name, value in made[-1].items()}),
         "correction": correction,
         "tokens/trained": float(sum(sum(row.loss_mask) for row in rows)),
         "step_skipped": 0.0,
+        "step_non_finite": float(failed is not None),
     }
+
+
+def count_valid(groups: Sequence[Group], samples: Sequence[Sample], config: TrainerConfig) -> int:
+    """How many of a step's samples are in groups with a signal."""
+    in_order = iter(samples)
+    valid = 0
+    for group in groups:
+        own = [next(in_order) for trajectory in group.trajectories if counts(trajectory, config.credit)]
+        valid += len(own) if any(map(has_signal, own)) else 0
+    return valid
+
+
+def take_updates(
+    learner: Learner, parts: Sequence[Sequence[Sample]], config: TrainerConfig, rule: LossRule
+) -> tuple[list[Mapping[str, float]], Mapping[str, float] | None]:
+    """Return what the updates made came to, and the one that was not made since it is not finite, if there is one."""
+    own = parts[learner.accelerator.process_index :: learner.accelerator.num_processes]
+    fixed = [fixed_logprobs(learner, part, config) for part in own]
+    made: list[Mapping[str, float]] = []
+    for number in range(1, config.updates_per_rollout + 1):
+        outcome = one_update(learner, own, fixed, config, rule)
+        if not is_finite(outcome):
+            logger.warning(
+                "update %d of %d: the loss is %s and the gradient's norm %s, expected finite numbers; %s",
+                *(number, config.updates_per_rollout, outcome["loss"], outcome["grad_norm"]),
+                "those before it stand" if made else "the step is skipped",
+            )
+            return made, outcome
+        made.append(outcome)
+    return made, None
+
+
+def is_finite(outcome: Mapping[str, float]) -> bool:
+    """Whether an update had numbers to step by."""
+    return math.isfinite(outcome["loss"]) and math.isfinite(outcome["grad_norm"])
 
 
 def every_token_counts(config: TrainerConfig, algorithm: Algorithm) -> bool:
@@ -197,24 +224,20 @@ def one_update(
     config: TrainerConfig,
     rule: LossRule,
 ) -> Mapping[str, float]:
-    """Add up the gradient of all micro-batches, of all processes, and take one step.
-
-    Raises:
-        NonFiniteError: The loss or its gradient is not finite; no step is taken.
-    """
+    """Add up the gradient of all micro-batches, of all processes, and take one step where it is finite."""
     learner.forget_gradients()
     done: list[Objective] = []
     for part, known in zip(parts, fixed, strict=True):
         measures = measure(learner, learner.model, [sample.row for sample in part], config)
         batch = pad(part, measures.logprobs_BT.device)
         found = objective(measures, batch, known, rule)
-        learner.accelerator.backward(found.loss)
+        found.loss.backward()  # accelerate's own would divide it by what its environment says
         done.append(found.without_graph())
     parameters = learner.parameters
     add_up_gradients(learner.accelerator, parameters)
     described = objective_metrics(gathered(learner.accelerator, done))
     norm = float(torch.nn.utils.clip_grad_norm_(parameters, config.max_grad_norm))
-    if not (math.isfinite(described["loss"]) and math.isfinite(norm)):
-        raise NonFiniteError(described["loss"], norm)
-    learner.optimizer.step()
-    return {**described, "grad_norm": norm}
+    outcome = {**described, "grad_norm": norm}
+    if is_finite(outcome):
+        learner.optimizer.step()
+    return outcome

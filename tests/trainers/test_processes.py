@@ -20,9 +20,11 @@ from forkgym.trainers.learner import make_learner
 from forkgym.trainers.processes import add_up_gradients, gathered, interleaved
 from forkgym.trainers.rollouts.collection import Collector
 from forkgym.trainers.rollouts.rollout import TaskRef
+from forkgym.trainers.types import RewardError
 from tests.trainers.logprobs import PAD
-from tests.trainers.rollouts.test_collection import collector_of
+from tests.trainers.rollouts.test_collection import collector_of, rule
 from tests.trainers.rollouts.test_collection import settings as rollout_settings
+from tests.trainers.rollouts.test_rollout import PayingEnv
 from tests.trainers.test_update import (
     CLIPPED,
     CRITIC,
@@ -71,15 +73,26 @@ def take_half_step() -> dict[str, Any]:
 def roll_trees(accelerator: Accelerator, count: int) -> list[list[str]]:
     """The task of each tree of a rollout, and of each of the greedy ones with its reward."""
     collector = Collector(collector_of().agent, collector_of().envs, accelerator)
-    found = collector.collect([TaskRef("loud", index) for index in range(1, count + 1)], rollout_settings(), 0.5, 20)
+    tasks = [TaskRef("loud", index) for index in range(1, count + 1)]
+    found = collector.collect(tasks, rollout_settings(), rule(0.5, 20))
     greedy = collector.greedy_rewards(found.tasks, rollout_settings())
     return [
         [group.task_uid for group in found.groups],
         [f"shout/{task.index}" for task in found.tasks],
         [str(float(task.index % 2 == 0)) for task in found.tasks],
         [str(reward) for reward in greedy],
-        [group.task_uid for group in found.replaced],
+        [group.task_uid for group in (*found.replaced, *found.spare)],
     ]
+
+
+def refusal(accelerator: Accelerator) -> str:
+    """What is said of the second of two tasks, which the second process rolls out: its reward is no number."""
+    collector = Collector(collector_of().agent, {"loud": PayingEnv(float("nan"))}, accelerator)
+    try:
+        collector.roll_out([TaskRef("loud", index) for index in range(2)], rollout_settings())
+    except RewardError as error:
+        return str(error)
+    return ""
 
 
 def work(folder: str) -> None:
@@ -98,6 +111,7 @@ def work(folder: str) -> None:
         "gathered": everybodys,
         "half": take_half_step(),
         "trees": [roll_trees(accelerator, size) for size in (1, 2, 5)],
+        "refusal": refusal(accelerator),
         "steps": {name: take_step(config) for name, config in CASES.items()},
     }
     torch.save(found, Path(folder) / f"{own}.pt")
@@ -174,6 +188,11 @@ def test_trees_are_shared_out_and_reach_both_in_order(by_process: Sequence[dict[
     assert valid[0] == 1
     assert valid[1] >= 1
     assert valid[2] >= 3
+
+
+def test_what_one_process_refuses_all_refuse(by_process: Sequence[dict[str, Any]]) -> None:
+    said = "task shout/1: turn t0d0 of trajectory t0 was paid nan, expected a finite number"
+    assert [found["refusal"] for found in by_process] == [said] * PROCESSES
 
 
 def test_results_stand_in_the_order_of_the_items(by_process: Sequence[dict[str, Any]]) -> None:

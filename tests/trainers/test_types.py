@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 
+import numpy as np
 import pytest
 
-from forkgym.trainers.types import Row, Sample
+from forkgym.envs.tasks import StopReason
+from forkgym.trainers.types import RewardError, Row, Sample, finite_reward
 from tests.trainers.small_trees import three_leaves, trajectory, turn
 
 
@@ -23,6 +26,35 @@ def test_valid_means_that_rewards_differ() -> None:
         trajectories=tuple(replace(one, reward=0.0) for one in group.trajectories),
     )
     assert not alike.is_valid
+
+
+# An environment ends what is malformed too often; no limit cut it off, and it is to be learnt from.
+@pytest.mark.parametrize(
+    ("reason", "truncated"),
+    [
+        (StopReason.ANSWERED, False),
+        (StopReason.TOOL_STOP, False),
+        (StopReason.MALFORMED, False),
+        (StopReason.TURN_LIMIT, True),
+        (StopReason.TIME_LIMIT, True),
+        (StopReason.TOTAL_TOKEN_LIMIT, True),
+        (StopReason.CONTEXT_LIMIT, True),
+    ],
+)
+def test_truncated_means_that_a_limit_cut_it_off(reason: StopReason, truncated: bool) -> None:
+    assert replace(trajectory("t0d0", 0.0), stop_reason=reason).is_truncated == truncated
+
+
+@pytest.mark.parametrize("reward", [1, 0.5, True, np.float32(0.25), np.array(2.0)])
+def test_what_is_a_number_is_a_reward(reward: object) -> None:
+    assert finite_reward(reward, "it was paid") == reward
+
+
+@pytest.mark.parametrize("reward", [math.nan, math.inf, -math.inf, None, "1"])
+def test_what_is_no_finite_number_is_no_reward(reward: object) -> None:
+    with pytest.raises(RewardError) as caught:
+        finite_reward(reward, "task shout/1: it was paid")
+    assert str(caught.value) == f"task shout/1: it was paid {reward!r}, expected a finite number"
 
 
 @pytest.mark.parametrize(

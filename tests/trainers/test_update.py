@@ -22,7 +22,7 @@ from forkgym.trainers.forward.forwards import micro_batches
 from forkgym.trainers.learner import Learner, ValueHead, make_learner
 from forkgym.trainers.reference import Reference
 from forkgym.trainers.types import Group
-from forkgym.trainers.update import Circumstances, NonFiniteError, update
+from forkgym.trainers.update import Circumstances, update
 from tests.trainers.logprobs import PAD, row_logprobs, rows_of, sampled_by_model, tiny_qwen
 from tests.trainers.random_trees import VOCABULARY, random_tree
 from tests.trainers.small_trees import three_leaves, trajectory, turn, with_rewards
@@ -239,21 +239,90 @@ def test_a_batch_without_a_signal_makes_no_step_although_there_is_momentum(algor
     before = weights(learner)
     silent = [with_rewards(group, (0.1,) * 4) for group in eight_rows()]
     outcome = step(silent, config, learner)
-    assert outcome == {"loss": 0.0, "grad_norm": 0.0, "correction": 1.0, "tokens/trained": 0.0, "step_skipped": 1.0}
+    assert outcome == {
+        **{"loss": 0.0, "grad_norm": 0.0, "correction": 1.0, "tokens/trained": 0.0},
+        **{"step_skipped": 1.0, "step_non_finite": 0.0},
+    }
     assert torch.equal(weights(learner), before)
 
 
-def test_a_batch_all_of_whose_trajectories_are_masked_makes_no_step() -> None:
-    groups = [
-        replace(
-            group,
-            trajectories=tuple(replace(one, stop_reason=StopReason.TOTAL_TOKEN_LIMIT) for one in group.trajectories),
-        )
-        for group in eight_rows()
+# Groups by their advantages.
+
+TO_GO = CreditConfig(return_to_go=True)
+MASKING = CreditConfig(mask_truncated=True)
+
+
+def two_turns(uid: str, *paid: tuple[float, float]) -> Group:
+    """Trajectories of two turns that share nothing, with what was paid for each turn."""
+    turns = [turn(f"t{place}d0", None, (1 + place, 2), seen=(5,), reward=one) for place, (one, _) in enumerate(paid)]
+    turns += [turn(f"t{place}d1", f"t{place}d0", (place,), reward=two) for place, (_, two) in enumerate(paid)]
+    leaves = tuple(trajectory(f"t{place}d1", one + two) for place, (one, two) in enumerate(paid))
+    return Group("toy", uid, "?", "!", (1, 2, 3), tuple(turns), leaves)
+
+
+@pytest.mark.parametrize(
+    ("beside", "alpha"),
+    [((), 1.0), (((0.0, 0.0), (0.0, 1.0)), 1.0), (((0.0, 1.0), (0.0, 1.0)), 2.0)],
+    ids=["alone", "beside a mixed one", "beside one without a signal"],
+)
+def test_equal_totals_that_were_paid_at_different_turns_are_a_signal(
+    beside: tuple[tuple[float, float], ...], alpha: float
+) -> None:
+    # To go 1, 0 and 1, 1: advantages 0, -1/2 and 0, 1/2.
+    groups = [two_turns("toy/0", (1.0, 0.0), (0.0, 1.0)), *([two_turns("toy/1", *beside)] if beside else [])]
+    groups = sampled_by_model(MODEL, groups)
+    learner, plain = plain_learner(), plain_learner()
+    outcome = step(groups, settings("gpg", credit=TO_GO), learner)
+    assert (outcome["step_skipped"], outcome["correction"]) == (0.0, alpha)
+    step(groups, settings("gpg", credit=replace(TO_GO, correction="none")), plain)
+    assert float(gradient(plain).abs().max()) > 0.01
+    torch.testing.assert_close(gradient(learner), alpha * gradient(plain))
+    # As whole trajectories they are alike.
+    assert step(groups[:1], settings("gpg"))["step_skipped"] == 1.0
+
+
+def cut_off(group: Group, *places: int) -> Group:
+    """The same with some trajectories that reached a limit."""
+    trajectories = [
+        replace(one, stop_reason=StopReason.TOTAL_TOKEN_LIMIT) if place in places else one
+        for place, one in enumerate(group.trajectories)
     ]
+    return replace(group, trajectories=tuple(trajectories))
+
+
+@pytest.mark.parametrize(
+    ("second", "masked", "alpha"),
+    [
+        # All of a group without a signal: what is left has one.
+        ((0.0, 0.0, 0.0, 0.0), ((), (0, 1, 2, 3)), 1.0),
+        # All of a group with a signal: so has what is left.
+        ((0.0, 1.0, 1.0, 0.0), ((), (0, 1, 2, 3)), 1.0),
+        # Three of the first group are left, and two of the second, which has no signal: 5 / 3.
+        ((0.0, 0.0, 0.0, 0.0), ((2,), (0, 1)), 5 / 3),
+        # Of rewards 1, 0.5, 0.5 and 0 those with an advantage are masked: two of six teach nothing, 6 / 4.
+        ((1.0, 0.5, 0.5, 0.0), ((), (0, 3)), 6 / 4),
+    ],
+)
+def test_alpha_counts_trajectories_that_are_in_the_loss(
+    second: tuple[float, ...], masked: tuple[tuple[int, ...], tuple[int, ...]], alpha: float
+) -> None:
+    first, other = eight_rows()
+    groups = [cut_off(first, *masked[0]), cut_off(with_rewards(other, second), *masked[1])]
+    learner, plain = plain_learner(), plain_learner()
+    assert step(groups, settings("gpg", credit=MASKING), learner)["correction"] == pytest.approx(alpha)
+    step(groups, settings("gpg", credit=replace(MASKING, correction="none")), plain)
+    torch.testing.assert_close(gradient(learner), alpha * gradient(plain))
+    if not alpha > 1.0:  # what is masked whole is not there
+        alone = plain_learner()
+        step([first], settings("gpg"), alone)
+        torch.testing.assert_close(gradient(learner), gradient(alone))
+
+
+def test_a_batch_all_of_whose_trajectories_are_masked_makes_no_step() -> None:
+    groups = [cut_off(group, 0, 1, 2, 3) for group in eight_rows()]
     learner = plain_learner()
     before = weights(learner)
-    assert step(groups, settings("gpg", credit=CreditConfig(mask_truncated=True)), learner)["step_skipped"] == 1.0
+    assert step(groups, settings("gpg", credit=MASKING), learner)["step_skipped"] == 1.0
     assert torch.equal(weights(learner), before)
     assert step(groups, settings("gpg"), learner)["step_skipped"] == 0.0
 
@@ -278,10 +347,10 @@ def test_what_is_not_finite_leaves_the_weights_and_the_optimizer(spoiled: str) -
     else:
         first.register_hook(endless)
     before, state = weights(learner), copy.deepcopy(learner.optimizer.state_dict())
-    with pytest.raises(NonFiniteError, match="expected finite numbers") as caught:
-        step(eight_rows(), config, learner)
-    assert not math.isfinite(caught.value.grad_norm)
-    assert math.isfinite(caught.value.loss) == (spoiled == "gradient")
+    outcome = step(eight_rows(), config, learner)
+    assert (outcome["step_skipped"], outcome["step_non_finite"], outcome["tokens/trained"]) == (1.0, 1.0, 0.0)
+    assert not math.isfinite(outcome["grad_norm"])
+    assert math.isfinite(outcome["loss"]) == (spoiled == "gradient")
     assert torch.equal(weights(learner).nan_to_num(), before.nan_to_num())
     for name, values in learner.optimizer.state_dict()["state"].items():
         assert values["step"] == state["state"][name]["step"] == 1
@@ -293,8 +362,31 @@ def test_a_critic_that_says_nonsense_is_no_batch_without_a_signal() -> None:
     learner, _ = make_learner(copy.deepcopy(MODEL), PAD, 1.0, config)
     assert isinstance(learner.value_head, torch.nn.Linear)
     torch.nn.init.constant_(learner.value_head.weight, math.nan)
-    with pytest.raises(NonFiniteError):
-        step(eight_rows(), config, learner)
+    outcome = step(eight_rows(), config, learner)
+    assert (outcome["step_skipped"], outcome["step_non_finite"]) == (1.0, 1.0)
+
+
+@pytest.mark.parametrize("good", [1, 2])
+def test_the_updates_before_one_that_is_not_finite_stand(good: int, caplog: pytest.LogCaptureFixture) -> None:
+    learner, undisturbed = plain_learner(0.02), plain_learner(0.02)
+    passes = 0
+
+    def spoil(slope: torch.Tensor) -> torch.Tensor:
+        nonlocal passes
+        passes += 1  # one an update: all rows are in one micro-batch
+        return slope * math.nan if passes > good else slope
+
+    learner.parameters[0].register_hook(spoil)
+    expected = step(eight_rows(), settings("grpo", updates_per_rollout=good), undisturbed)
+    outcome = step(eight_rows(), settings("grpo", updates_per_rollout=4), learner)
+    assert passes == good + 1
+    assert outcome == {**expected, "step_non_finite": 1.0}
+    assert (expected["step_skipped"], expected["step_non_finite"]) == (0.0, 0.0)
+    assert any(name.startswith("last/") for name in outcome) == (good > 1)
+    assert torch.equal(weights(learner), weights(undisturbed))
+    (message,) = caplog.messages
+    assert message.startswith(f"update {good + 1} of 4: the loss is ")
+    assert message.endswith("and the gradient's norm nan, expected finite numbers; those before it stand")
 
 
 def test_bad_rewards_are_refused_before_anything_is_computed() -> None:

@@ -6,6 +6,7 @@ A number belongs to a turn on a trajectory's path: ``[G][D]`` is one for each tu
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections.abc import Sequence
 
@@ -16,6 +17,7 @@ from forkgym.trainers.types import Group
 ByTurn = list[tuple[float, ...]]  # [G][D]
 DEVIATION_FLOOR = 1e-6  # added to a standard deviation, as verl does; TRL adds 1e-4
 SAME_REWARD = 1e-9  # rewards that are less apart are equal
+ROUNDING = 1e-12  # of a mean, as a share of it
 
 
 def constant(values_G: Sequence[float], like: ByTurn) -> ByTurn:
@@ -46,27 +48,34 @@ def returns_to_go(group: Group) -> ByTurn:
     return found
 
 
-def mean_baseline(returns_GD: ByTurn, *, to_go: bool = False) -> ByTurn:
+def by_depth(returns_GD: ByTurn) -> list[list[float]]:
+    """What all trajectories' returns are at each depth, [D][G]; one that has ended stands at its last turn.
+
+    Left out, those that go on would be compared with themselves, and what tells them from the others would be lost;
+    with 0 to go, so would what a wrong answer costs after the others' right ones, and trajectories that earn the same
+    would differ by their lengths.
+
+    Example: 1.4, 0.9 and 1 to go, beside 0.25, give 1.4 and 0.25, 0.9 and 0.25, 1 and 0.25.
+    """
+    deepest = max(len(returns_D) for returns_D in returns_GD)
+    return [[returns_D[min(depth, len(returns_D) - 1)] for returns_D in returns_GD] for depth in range(deepest)]
+
+
+def mean_baseline(returns_GD: ByTurn) -> ByTurn:
     """The group's mean, the trajectory itself included, as GRPO (arXiv:2402.03300) and GPG (arXiv:2504.02546) take it.
 
-    With ``to_go`` it is the mean at each depth over the trajectories that reach it: what is still paid at the third
-    turn is compared with what others are still paid there.
+    It is taken at each depth, see `by_depth`: that of whole returns is the same at all of them.
     """
-    if not to_go:
-        return constant([statistics.fmean(returns_D[0] for returns_D in returns_GD)] * len(returns_GD), returns_GD)
-    means_D = [statistics.fmean(alive) for alive in reaching(returns_GD)]
+    means_D = [statistics.fmean(returns_G) for returns_G in by_depth(returns_GD)]
     return [tuple(means_D[: len(returns_D)]) for returns_D in returns_GD]
 
 
-def others_baseline(group: Group, returns_GD: ByTurn, *, to_go: bool = False) -> ByTurn:
+def others_baseline(group: Group, returns_GD: ByTurn) -> ByTurn:
     """The mean over the other trajectories: RLOO's baseline (Ahmadian et al. 2024, arXiv:2402.14740).
 
     Those that share a turn with a trajectory are no others: they have its first turn's luck in common, and a baseline
     that depends on the turn which it is taken from is biased. Without branching it is RLOO's to the letter:
-    ``A_i = r_i - sum over j != i of r_j / (G - 1)``. With ``to_go``, see `mean_baseline`.
-
-    Returns:
-        [G][D]; 0 where no other trajectory reaches the depth.
+    ``A_i = r_i - sum over j != i of r_j / (G - 1)``. It is taken at each depth, as `mean_baseline` is.
 
     Raises:
         ValueError: All trajectories share their first turn, so that there is no other.
@@ -80,18 +89,10 @@ def others_baseline(group: Group, returns_GD: ByTurn, *, to_go: bool = False) ->
     found: ByTurn = []
     for root, returns_D in zip(roots_G, returns_GD, strict=True):
         others = [other for name, other in zip(roots_G, returns_GD, strict=True) if name != root]
-        if to_go:
-            means_D = [statistics.fmean(alive) for alive in reaching(others)]
-            found.append(tuple((means_D + [0.0] * len(returns_D))[: len(returns_D)]))
-        else:
-            found.append((statistics.fmean(other[0] for other in others),) * len(returns_D))
+        means_D = [statistics.fmean(returns_G) for returns_G in by_depth(others)]
+        means_D += means_D[-1:] * (len(returns_D) - len(means_D))
+        found.append(tuple(means_D[: len(returns_D)]))
     return found
-
-
-def reaching(returns_GD: ByTurn) -> list[list[float]]:
-    """At each depth the returns of the trajectories that reach it, [D][...]."""
-    deepest = max(len(returns_D) for returns_D in returns_GD)
-    return [[returns_D[depth] for returns_D in returns_GD if depth < len(returns_D)] for depth in range(deepest)]
 
 
 def deviation(rewards_G: Sequence[float]) -> float:
@@ -104,12 +105,30 @@ def deviation(rewards_G: Sequence[float]) -> float:
     return spread + DEVIATION_FLOOR if spread > SAME_REWARD else 1.0
 
 
-def differences(returns_GD: ByTurn, baselines_GD: ByTurn, divisor: float = 1.0) -> ByTurn:
-    """``A = (R - b) / F_norm``, with ``F_norm`` 1 (Group Policy Gradient) or `deviation` (GRPO)."""
-    return [
-        tuple((value - base) / divisor for value, base in zip(returns_D, baselines_D, strict=True))
-        for returns_D, baselines_D in zip(returns_GD, baselines_GD, strict=True)
-    ]
+def deviations(returns_GD: ByTurn) -> list[float]:
+    """The group's deviation at each depth, [D], see `by_depth`: that of whole returns is the same at all of them.
+
+    That of the totals would not do for what is to go: where they hardly differ, it is next to nothing.
+    """
+    return [deviation(returns_G) for returns_G in by_depth(returns_GD)]
+
+
+def differences(returns_GD: ByTurn, baselines_GD: ByTurn, divisors_D: Sequence[float] | None = None) -> ByTurn:
+    """``A = (R - b) / F_norm``, with ``F_norm`` 1 (Group Policy Gradient) or `deviations` (GRPO).
+
+    A difference that is the rounding of a mean is 0: whether a group teaches anything is judged by its advantages.
+    """
+
+    def difference(value: float, base: float) -> float:
+        return 0.0 if math.isclose(value, base, rel_tol=ROUNDING, abs_tol=SAME_REWARD) else value - base
+
+    found: ByTurn = []
+    for returns_D, baselines_D in zip(returns_GD, baselines_GD, strict=True):
+        by = [1.0] * len(returns_D) if divisors_D is None else divisors_D[: len(returns_D)]
+        found.append(
+            tuple(difference(value, base) / one for value, base, one in zip(returns_D, baselines_D, by, strict=True))
+        )
+    return found
 
 
 def calibrated(group: Group, advantages_GD: ByTurn, weights_G: Sequence[float]) -> ByTurn:
@@ -159,15 +178,16 @@ def generalized_advantages(rewards_K: Sequence[float], values_K: Sequence[float]
 
 
 def group_correction(valid: int, total: int, kind: str = "rescale") -> float:
-    """Return what the GPG loss is multiplied by, for the samples whose group has equal rewards.
+    """Return what the GPG loss is multiplied by, for the samples whose group has no signal.
 
-    With ``B`` samples, ``M`` of them in such groups: ``rescale`` is ``alpha = B / (B - M)``, which keeps the size of
-    the step (arXiv:2504.02546, and what its ablation measures); ``damp`` is the inverse, as a summary prints it;
-    ``none`` is 1.
+    With ``B`` samples in the loss, ``M`` of them in groups none of whose samples has an advantage (as their rewards are
+    equal, in total or, with return-to-go, from each turn on): ``rescale`` is ``alpha = B / (B - M)``, which keeps the
+    size of the step (arXiv:2504.02546, and what its ablation measures); ``damp`` is the inverse, as a summary prints
+    it; ``none`` is 1.
 
     Args:
-        valid: ``B - M``, trajectories in groups whose rewards differ; 1 or more.
-        total: ``B``.
+        valid: ``B - M``, those in groups with a signal; 1 or more.
+        total: ``B``; trajectories that are masked are in neither.
         kind: Which of the three.
 
     Raises:

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from forkgym.envs.tasks import StopReason
 from forkgym.trainers.algorithms.advantages import (
     ByTurn,
     calibrated,
     constant,
-    deviation,
+    deviations,
     differences,
     generalized_advantages,
     mean_baseline,
@@ -23,13 +21,12 @@ from forkgym.trainers.algorithms.advantages import (
 )
 from forkgym.trainers.algorithms.config import CreditConfig
 from forkgym.trainers.algorithms.normalisation import token_weights
-from forkgym.trainers.algorithms.table import Algorithm
+from forkgym.trainers.algorithms.table import GROUP_BASELINES, Algorithm
 from forkgym.trainers.algorithms.tree_weights import leaf_weights, node_baselines, node_weights
-from forkgym.trainers.types import Group, Row, Sample
+from forkgym.trainers.types import Group, Row, Sample, Trajectory, finite_reward
 
 NO_SIGNAL = 1e-12  # an advantage of this size is rounding
 Credit = list[tuple[tuple[float, ...], tuple[float, ...]]]  # [G] of advantages and targets of each token
-ENDED_BY_ITSELF = (StopReason.ANSWERED, StopReason.TOOL_STOP)
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,8 +63,8 @@ def check_rewards(groups: Sequence[Group], rewards_PG: Sequence[Sequence[float]]
     """Refuse what nothing can be learnt from.
 
     Raises:
-        ValueError: A group is empty, a reward is missing or not a number, or a trajectory has no policy token; names
-            it.
+        RewardError: A reward is no finite number; names it.
+        ValueError: A group is empty, a reward is missing, or a trajectory has no policy token; names it.
     """
     if len(rewards_PG) != len(groups):
         raise ValueError(f"{len(groups)} groups and rewards of {len(rewards_PG)}, expected as many")
@@ -80,11 +77,7 @@ def check_rewards(groups: Sequence[Group], rewards_PG: Sequence[Sequence[float]]
                 "expected one for each"
             )
         for trajectory, reward in zip(group.trajectories, rewards_G, strict=True):
-            if not math.isfinite(reward):
-                raise ValueError(
-                    f"group {group.task_uid}: trajectory {trajectory.leaf} has reward {reward}, "
-                    "expected a finite number"
-                )
+            finite_reward(reward, f"group {group.task_uid}: trajectory {trajectory.leaf} has reward")
             if not any(turn.tokens for turn in group.path(trajectory.leaf)):
                 raise ValueError(
                     f"group {group.task_uid}: trajectory {trajectory.leaf} has no policy token, expected at least one"
@@ -121,7 +114,7 @@ def make_samples(
         for trajectory, row, (advantages, targets), weight in zip(
             group.trajectories, rows_G, credit, weights_G, strict=True
         ):
-            if not rule.config.mask_truncated or trajectory.stop_reason in ENDED_BY_ITSELF:
+            if counts(trajectory, rule.config):
                 counted.append((row, advantages, targets))
                 weights_N.append(weight)
     lengths_N = [sum(row.loss_mask) for row, _, _ in counted]
@@ -132,9 +125,37 @@ def make_samples(
     ]
 
 
+def counts(trajectory: Trajectory, config: CreditConfig) -> bool:
+    """Whether its tokens are in the loss."""
+    return not (config.mask_truncated and trajectory.is_truncated)
+
+
 def has_signal(sample: Sample) -> bool:
-    """Whether any of its tokens has an advantage; what is not a number is for the loss to show."""
-    return any(not abs(advantage) <= NO_SIGNAL for advantage in sample.advantages)
+    """Whether any of its tokens has an advantage."""
+    return any(map(is_signal, sample.advantages))
+
+
+def is_signal(advantage: float) -> bool:
+    """Whether an advantage is more than rounding; what is not a number is for the loss to show."""
+    return not abs(advantage) <= NO_SIGNAL
+
+
+def teaches(group: Group, rule: CreditRule) -> bool:
+    """Whether a group has a signal: whether any token of it that counts would get an advantage.
+
+    What `make_samples` and `has_signal` say of it, without rows. Where the group is not its own baseline (none, greedy,
+    critic) that is no question of the group, and the answer is whether its rewards differ.
+    """
+    if rule.algorithm.baseline not in GROUP_BASELINES:
+        return group.is_valid
+    advantages_GD = turn_advantages(group, Paid(group.rewards), rule)
+    return any(
+        is_signal(advantage)
+        for trajectory, advantages_D in zip(group.trajectories, advantages_GD, strict=True)
+        if counts(trajectory, rule.config)
+        for turn, advantage in zip(group.path(trajectory.leaf), advantages_D, strict=True)
+        if turn.tokens
+    )
 
 
 def tree_weights(group: Group, rule: CreditRule) -> Sequence[float]:
@@ -145,13 +166,18 @@ def tree_weights(group: Group, rule: CreditRule) -> Sequence[float]:
 def group_credit(group: Group, rows_G: Sequence[Row], paid: Paid, rule: CreditRule) -> Credit:
     """Compare each trajectory with its group."""
     del rows_G
-    to_go = rule.config.return_to_go
-    returns_GD = returns_to_go(group) if to_go else whole_returns(group, paid.rewards_G)
-    divisor = deviation(paid.rewards_G) if rule.algorithm.divides_by_deviation else 1.0
-    advantages_GD = differences(returns_GD, baselines(group, returns_GD, paid, rule), divisor)
+    advantages_GD = turn_advantages(group, paid, rule)
+    return [(spread(group, place, advantages_D), ()) for place, advantages_D in enumerate(advantages_GD)]
+
+
+def turn_advantages(group: Group, paid: Paid, rule: CreditRule) -> ByTurn:
+    """The advantage of each turn of each trajectory, but for the critic's."""
+    returns_GD = returns_to_go(group) if rule.config.return_to_go else whole_returns(group, paid.rewards_G)
+    divisors_D = deviations(returns_GD) if rule.algorithm.divides_by_deviation else None
+    advantages_GD = differences(returns_GD, baselines(group, returns_GD, paid, rule), divisors_D)
     if rule.algorithm.calibrates:
         advantages_GD = calibrated(group, advantages_GD, tree_weights(group, rule))
-    return [(spread(group, place, advantages_D), ()) for place, advantages_D in enumerate(advantages_GD)]
+    return advantages_GD
 
 
 def baselines(group: Group, returns_GD: ByTurn, paid: Paid, rule: CreditRule) -> ByTurn:
@@ -164,9 +190,9 @@ def baselines(group: Group, returns_GD: ByTurn, paid: Paid, rule: CreditRule) ->
         case "others" if rule.config.tree_weights == "node":
             return constant(node_baselines(group, paid.rewards_G), returns_GD)
         case "others":
-            return others_baseline(group, returns_GD, to_go=rule.config.return_to_go)
+            return others_baseline(group, returns_GD)
         case _:
-            return mean_baseline(returns_GD, to_go=rule.config.return_to_go)
+            return mean_baseline(returns_GD)
 
 
 def critic_credit(group: Group, rows_G: Sequence[Row], paid: Paid, rule: CreditRule) -> Credit:

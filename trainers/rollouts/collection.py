@@ -14,10 +14,11 @@ from forkgym.envs.base import INFINITE_TASK_RANGE, ToolEnv
 from forkgym.envs.mixture import MixtureEnv
 from forkgym.envs.shares import shares_of
 from forkgym.tools.base import ToolFailure
+from forkgym.trainers.algorithms.credit import CreditRule, teaches
 from forkgym.trainers.processes import gathered, interleaved
 from forkgym.trainers.rollouts.growth import Env
 from forkgym.trainers.rollouts.rollout import Rollout, RolloutSettings, TaskRef, roll_out
-from forkgym.trainers.types import Group
+from forkgym.trainers.types import Group, RewardError
 
 logger = logging.getLogger(__name__)
 
@@ -30,6 +31,7 @@ class Collection:
         tasks: What the step is taken on.
         groups: The tree of each of them.
         replaced: Trees without a signal that others took the place of; they count in what a step reports of rollouts.
+        spare: Trees that were rolled out to take a place and have no signal either; they count as well.
         unusable: Trees whose prompt left no room for a single token; no step can be taken on them.
         tool_failures: Trajectories that were redone, since the infrastructure failed them.
         entropy_changes: Of all rollouts, see `Rollout`.
@@ -38,6 +40,7 @@ class Collection:
     tasks: tuple[TaskRef, ...]
     groups: tuple[Group, ...]
     replaced: tuple[Group, ...]
+    spare: tuple[Group, ...]
     unusable: tuple[Group, ...]
     tool_failures: int
     entropy_changes: tuple[float, ...]
@@ -45,7 +48,7 @@ class Collection:
     @property
     def all_groups(self) -> tuple[Group, ...]:
         """Every tree that was rolled out."""
-        return (*self.groups, *self.replaced, *self.unusable)
+        return (*self.groups, *self.replaced, *self.spare, *self.unusable)
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,55 +72,60 @@ class Collector:
             return roll_out(self.agent, self.envs, tasks, settings)
         own = self.accelerator.process_index
         settings = replace(settings, seed=(*settings.seed, own))
-        rolled, failure = Rollout((), 0, ()), ""
+        rolled, failures = Rollout((), 0, ()), list[ToolFailure | RewardError]()
         try:
             rolled = roll_out(self.agent, self.envs, tasks[own::processes], settings)
-        except ToolFailure as error:
-            failure = str(error)
+        except (ToolFailure, RewardError) as error:
+            failures.append(error)
         # The others wait for this process's trees: where there are none, all stop.
-        failures = [one for one in gathered(self.accelerator, [failure]) if one]
-        if failures:
-            raise ToolFailure(failures[0])
+        for failure in gathered(self.accelerator, failures):
+            raise failure
         by_process = interleaved(self.accelerator, [rolled], processes)
         groups = interleaved(self.accelerator, rolled.groups, len(tasks))
         changes = tuple(change for one in by_process for change in one.entropy_changes)
         return Rollout(tuple(groups), sum(one.tool_failures for one in by_process), changes)
 
-    def collect(
-        self, tasks: Sequence[TaskRef], settings: RolloutSettings, min_valid_fraction: float, extra_rounds: int
-    ) -> Collection:
+    def collect(self, tasks: Sequence[TaskRef], settings: RolloutSettings, rule: CreditRule) -> Collection:
         """Roll out a step's tasks, and replace those without a signal as long as too few have one.
 
-        A group whose rewards are all equal has no signal. Each round rolls out as many new tasks of the same
-        environments as there are such groups, and every group with a signal takes the place of one without, so that
-        none with a signal is ever dropped: GPG's threshold on the valid fraction (arXiv:2504.02546), and with 1 DAPO's
-        dynamic sampling (arXiv:2503.14476).
+        A group has a signal if a token of it would get an advantage, see `teaches`. Each round rolls out as many new
+        tasks of the same environments as there are groups without, and every group with a signal takes the place of
+        one without, so that none with a signal is ever dropped: GPG's threshold on the valid fraction
+        (arXiv:2504.02546), and with 1 DAPO's dynamic sampling (arXiv:2503.14476).
 
         Args:
             tasks: Of the step.
             settings: Of every rollout; each round adds its number to the seed.
-            min_valid_fraction: Least share of groups with a signal, 0 to 1.
-            extra_rounds: Most rounds, 0 or more; after them the step is taken on what there is, and says so.
+            rule: How rewards become advantages; says the least share of groups with a signal, and the most rounds.
+                After them the step is taken on what there is, and says so.
         """
+        expected = rule.algorithm.min_valid_fraction
+
+        def has_signal(group: Group) -> bool:
+            return not expected or (has_tokens(group) and teaches(group, rule))
+
         rolled = self.roll_out(tasks, settings)
-        kept, replaced, rolls = list(zip(tasks, rolled.groups, strict=True)), list[Group](), [rolled]
-        for number in range(1, extra_rounds + 1):
-            places = [place for place, (_, group) in enumerate(kept) if not group.is_valid]
-            if len(kept) - len(places) >= min_valid_fraction * len(kept):
+        kept, rolls = list(zip(tasks, rolled.groups, strict=True)), [rolled]
+        replaced, spare = list[Group](), list[Group]()
+        for number in range(1, rule.config.extra_rounds + 1):
+            places = [place for place, (_, group) in enumerate(kept) if not has_signal(group)]
+            if len(kept) - len(places) >= expected * len(kept):
                 break
             rng = np.random.default_rng([*settings.seed, number])
             others = [draw_task(self.envs, kept[place][0].env_id, rng) for place in places]
             rolled = self.roll_out(others, replace(settings, seed=(*settings.seed, number)))
             rolls.append(rolled)
             for place, task, group in zip(places, others, rolled.groups, strict=True):
-                replaced.append(kept[place][1] if group.is_valid else group)
-                if group.is_valid:
+                if has_signal(group):
+                    replaced.append(kept[place][1])
                     kept[place] = (task, group)
-        share = sum(group.is_valid for _, group in kept) / len(kept)
-        if share < min_valid_fraction:
+                else:
+                    spare.append(group)
+        share = sum(has_signal(group) for _, group in kept) / len(kept)
+        if share < expected:
             logger.warning(
                 "%.0f %% of this step's groups have a signal after %d more rounds, expected %.0f %%",
-                *(100 * share, len(rolls) - 1, 100 * min_valid_fraction),
+                *(100 * share, len(rolls) - 1, 100 * expected),
             )
         unusable = [group for _, group in kept if not has_tokens(group)]
         for group in unusable:
@@ -130,6 +138,7 @@ class Collector:
             tasks=tuple(task for task, _ in usable),
             groups=tuple(group for _, group in usable),
             replaced=tuple(replaced),
+            spare=tuple(spare),
             unusable=tuple(unusable),
             tool_failures=sum(one.tool_failures for one in rolls),
             entropy_changes=tuple(change for one in rolls for change in one.entropy_changes),
@@ -137,7 +146,7 @@ class Collector:
 
     def greedy_rewards(self, tasks: Sequence[TaskRef], settings: RolloutSettings) -> list[float]:
         """Reward of each task's greedy trajectory: ReMax's baseline (arXiv:2310.10505)."""
-        config = replace(settings.config, num_generations=1, initial_generations=1)
+        config = replace(settings.config, num_generations=1, initial_generations=None)
         greedy = replace(settings, config=config, branching="none", temperature=0.0)
         return [group.rewards[0] for group in self.roll_out(tasks, greedy).groups]
 

@@ -33,7 +33,7 @@ class GrowthPlan:
     @property
     def initial(self) -> int:
         """Trajectories that start from the prompt, before it is known what branching leaves over."""
-        return self.config.initial_generations if self.branching.branches else self.config.num_generations
+        return self.config.first_turns(self.branching.strategy)
 
 
 @dataclass(slots=True)

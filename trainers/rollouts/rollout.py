@@ -73,6 +73,7 @@ def roll_out(agent: Agent, envs: dict[str, Env], tasks: Sequence[TaskRef], setti
     Raises:
         ToolFailure: The tools of a task fail again and again. After this, as after any other exception, the agent
             knows nothing of the rollout any more.
+        RewardError: An environment paid what is no finite number.
     """
     rule = BranchingRule(settings.branching, settings.config.branching, settings.scale, agent.vocabulary_size)
     growers: list[TreeGrower] = []

@@ -19,7 +19,7 @@ from forkgym.tools.base import ToolFailure
 from forkgym.trainers.rollouts.branching import mean_entropy
 from forkgym.trainers.rollouts.growth import Candidate, Env, GrowthPlan, LiveTrajectory
 from forkgym.trainers.seeding import derive_seed, uniform
-from forkgym.trainers.types import Group, Trajectory, Turn
+from forkgym.trainers.types import Group, Trajectory, Turn, finite_reward
 
 logger = logging.getLogger(__name__)
 
@@ -107,6 +107,7 @@ class TreeGrower:
 
         Raises:
             ToolFailure: The infrastructure has failed more often than the tree has trajectories.
+            RewardError: The environment paid what is no finite number.
         """
         trajectory = self.live.pop(self._turn_uid(completion.uid))
         turn = Turn(
@@ -133,7 +134,9 @@ class TreeGrower:
             turn,
             observation=observation,
             observation_tokens=tokens,
-            reward=float(reward),
+            reward=finite_reward(
+                reward, f"task {self.task.uid}: turn {turn.uid} of trajectory t{trajectory.index} was paid"
+            ),
             tools=tuple(name for name in info["tools"].split(",") if name),
             error=info["error"],
         )

@@ -9,20 +9,22 @@ from collections.abc import Sequence
 import numpy as np
 
 from forkgym.agents.base import FinishReason
-from forkgym.envs.tasks import StopReason
+from forkgym.trainers.algorithms.credit import CreditRule, teaches
 from forkgym.trainers.types import Group, Turn
 
-TERMINAL = (StopReason.ANSWERED, StopReason.TOOL_STOP)
 ENDED = (FinishReason.STOP, FinishReason.END)
 NO_VARIANCE = 1e-12  # what is left of equal advantages after rounding
 
 
-def rollout_metrics(groups: Sequence[Group], markers: Sequence[str] = ()) -> dict[str, float]:
+def rollout_metrics(
+    groups: Sequence[Group], markers: Sequence[str] = (), rule: CreditRule | None = None
+) -> dict[str, float]:
     """Describe the rollouts of one step; means are over trajectories unless said otherwise.
 
     Args:
         groups: The step's trees, at least one.
         markers: The environments' markers; without any, how often they are written is left out.
+        rule: Says which groups have a signal; None for those whose rewards differ.
     """
     trajectories = [(group, trajectory) for group in groups for trajectory in group.trajectories]
     paths = [group.path(trajectory.leaf) for group, trajectory in trajectories]
@@ -37,8 +39,10 @@ def rollout_metrics(groups: Sequence[Group], markers: Sequence[str] = ()) -> dic
         "reward/std": statistics.pstdev(rewards),
         # Exact match or equal value.
         "accuracy": statistics.fmean(trajectory.accuracy for _, trajectory in trajectories),
-        # Share of groups whose rewards differ: the others teach nothing.
-        "groups/valid_fraction": statistics.fmean(group.is_valid for group in groups),
+        # Share of groups with a signal: the others, whose rewards are equal, teach nothing.
+        "groups/valid_fraction": statistics.fmean(
+            group.is_valid if rule is None else teaches(group, rule) for group in groups
+        ),
         # Share of groups all of whose trajectories are right: of those without a signal, the ones that need none.
         "groups/solved_fraction": statistics.fmean(is_solved(group) for group in groups),
         "turns/mean": statistics.fmean(len(path) for path in paths),
@@ -62,8 +66,8 @@ def rollout_metrics(groups: Sequence[Group], markers: Sequence[str] = ()) -> dic
         "branches/fraction": statistics.fmean(
             is_branched(group, trajectory.leaf) for group, trajectory in trajectories
         ),
-        # Share that ended at a limit.
-        "truncated_fraction": statistics.fmean(t.stop_reason not in TERMINAL for _, t in trajectories),
+        # Share that ended at a limit: of turns, time, tokens or context.
+        "truncated_fraction": statistics.fmean(trajectory.is_truncated for _, trajectory in trajectories),
         **calibration_metrics(groups),
     }
     if markers:

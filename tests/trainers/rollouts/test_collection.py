@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import gymnasium as gym
 import pytest
@@ -11,6 +12,9 @@ from accelerate import Accelerator
 
 from forkgym.agents.base import Request
 from forkgym.agents.scripted import ScriptedAgent
+from forkgym.trainers.algorithms.config import CreditConfig
+from forkgym.trainers.algorithms.credit import CreditRule
+from forkgym.trainers.algorithms.table import Algorithm
 from forkgym.trainers.config import RolloutConfig
 from forkgym.trainers.rollouts.collection import Collection, Collector, markers_of
 from forkgym.trainers.rollouts.rollout import RolloutSettings, TaskRef
@@ -38,6 +42,14 @@ def mixed(request: Request, turn: int) -> str:
     return RIGHT if number_of(request) % 3 == 0 and first else WRONG
 
 
+class PenalisingEnv(ShoutEnv):
+    """A malformed turn costs a quarter."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.malformed_penalty = 0.25
+
+
 def collector_of(replies: Callable[[Request, int], str] = mixed, *, max_turns: int = 6) -> Collector:
     envs: dict[str, gym.Env[str, str]] = {name: ShoutEnv(max_turns=max_turns) for name in ENVS}
     return Collector(ScriptedAgent(replies), envs, Accelerator())
@@ -48,9 +60,14 @@ def settings(seed: int = 0) -> RolloutSettings:
     return RolloutSettings(config, branching="none", temperature=1.0, seed=(seed,))
 
 
+def rule(share: float, rounds: int, **config: Any) -> CreditRule:
+    """A group's mean is its baseline, and so many groups need a signal."""
+    return CreditRule(Algorithm(min_valid_fraction=share), CreditConfig(extra_rounds=rounds, **config))
+
+
 def collect(indices: Sequence[int], share: float, rounds: int, seed: int = 0) -> Collection:
     tasks = [TaskRef(ENVS[place % 2], index) for place, index in enumerate(indices)]
-    return collector_of().collect(tasks, settings(seed), share, rounds)
+    return collector_of().collect(tasks, settings(seed), rule(share, rounds))
 
 
 def uids(found: Collection) -> list[str]:
@@ -60,7 +77,7 @@ def uids(found: Collection) -> list[str]:
 def test_without_a_threshold_nothing_is_replaced() -> None:
     found = collect([1, 2, 3, 4], 0.0, 4)
     assert uids(found) == ["shout/1", "shout/2", "shout/3", "shout/4"]
-    assert (found.replaced, found.unusable) == ((), ())
+    assert (found.replaced, found.spare, found.unusable) == ((), (), ())
     assert found.all_groups == found.groups
 
 
@@ -75,8 +92,10 @@ def test_every_group_with_a_signal_is_kept_in_its_place(seed: int) -> None:
     assert len(found.groups) == 6
     assert (uids(found)[0], uids(found)[3]) == ("shout/3", "shout/6")
     # what was rolled out and has a signal is in the step; what was left out has none
-    assert not any(group.is_valid for group in found.replaced)
-    assert {"shout/1", "shout/2", "shout/4", "shout/5"} <= {group.task_uid for group in found.replaced}
+    assert not any(group.is_valid for group in (*found.replaced, *found.spare))
+    # those that lost their place, and those that came for one in vain
+    assert {group.task_uid for group in found.replaced} == {"shout/1", "shout/2", "shout/4", "shout/5"}
+    assert found.all_groups == (*found.groups, *found.replaced, *found.spare)
     # new tasks are of the environment whose task they replace, and stand beside their own trees
     assert [task.env_id for task in found.tasks] == [*ENVS] * 3
     assert [f"shout/{task.index}" for task in found.tasks] == uids(found)
@@ -97,16 +116,17 @@ def test_it_stops_as_soon_as_there_are_enough() -> None:
 def test_the_limit_is_kept_and_said(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.WARNING, logger="forkgym"):
         found = Collector(ScriptedAgent([WRONG]), collector_of().envs, Accelerator()).collect(
-            [TaskRef("loud", 1), TaskRef("loud", 2)], settings(), 0.5, 3
+            [TaskRef("loud", 1), TaskRef("loud", 2)], settings(), rule(0.5, 3)
         )
     assert uids(found) == ["shout/1", "shout/2"]  # no worse one took their place
-    assert len(found.replaced) == 3 * 2
+    assert (len(found.replaced), len(found.spare)) == (0, 3 * 2)
+    assert len(found.all_groups) == 4 * 2
     assert caplog.messages == ["0 % of this step's groups have a signal after 3 more rounds, expected 50 %"]
 
 
 def test_no_more_rounds_are_taken_than_are_allowed(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.WARNING, logger="forkgym"):
-        assert collect([1, 3], 1.0, 0).replaced == ()
+        assert collect([1, 3], 1.0, 0).all_groups == collect([1, 3], 0.0, 0).groups
     assert caplog.messages == ["50 % of this step's groups have a signal after 0 more rounds, expected 100 %"]
 
 
@@ -126,7 +146,7 @@ def test_a_task_that_leaves_no_room_is_left_out_with_its_trees(caplog: pytest.Lo
     collector = collector_of(silent, max_turns=1)
     tasks = [TaskRef("loud", index) for index in (5, 3, 4)]
     with caplog.at_level(logging.WARNING, logger="forkgym"):
-        found = collector.collect(tasks, settings(), 0.0, 4)
+        found = collector.collect(tasks, settings(), rule(0.0, 4))
     assert [task.index for task in found.tasks] == [3, 4]
     assert uids(found) == ["shout/3", "shout/4"]
     assert [group.task_uid for group in found.unusable] == ["shout/5"]
@@ -134,9 +154,39 @@ def test_a_task_that_leaves_no_room_is_left_out_with_its_trees(caplog: pytest.Lo
     assert [message.partition(":")[0] for message in caplog.messages] == ["shout/5"]
 
 
+def test_a_task_that_leaves_no_room_has_no_signal() -> None:
+    # Of task 5 the second trajectory is paid for saying nothing.
+    def silent(request: Request, turn: int) -> str:
+        return "" if number_of(request) == 5 else mixed(request, turn)
+
+    collector = collector_of(silent, max_turns=1)
+    found = collector.collect([TaskRef("loud", index) for index in (5, 3)], settings(), rule(1.0, 40))
+    assert uids(found)[1] == "shout/3"
+    assert [group.task_uid for group in found.replaced] == ["shout/5"]
+    assert found.unusable == ()
+
+
+def paid_at_once(request: Request, turn: int) -> str:
+    """The first trajectory is malformed at its first turn, the second at its second; then both are right."""
+    first = request.uid.partition("/")[2].startswith("t0d")
+    return "<shout>a" if turn == (0 if first else 1) else RIGHT if turn == 2 else "<shout>a</shout>"
+
+
+def test_what_has_a_signal_is_what_the_step_makes_of_it() -> None:
+    # Both trajectories of every task earn 1 less the penalty; what is to go differs at the second turn.
+    envs: dict[str, gym.Env[str, str]] = {"loud": PenalisingEnv()}
+    collector = Collector(ScriptedAgent(paid_at_once), envs, Accelerator())
+    tasks = [TaskRef("loud", index) for index in (1, 2)]
+    by_turn = collector.collect(tasks, settings(), rule(1.0, 2, return_to_go=True))
+    assert [group.rewards for group in by_turn.groups] == [(0.75, 0.75)] * 2
+    assert by_turn.all_groups == by_turn.groups
+    whole = collector.collect(tasks, settings(), rule(1.0, 2))
+    assert (uids(whole), len(whole.spare)) == (["shout/1", "shout/2"], 4)
+
+
 def test_greedy_rewards_are_those_of_the_tasks_that_the_step_is_taken_on() -> None:
     collector = collector_of()
-    found = collector.collect([TaskRef("loud", index) for index in (1, 3, 2, 5, 4)], settings(), 0.8, 40)
+    found = collector.collect([TaskRef("loud", index) for index in (1, 3, 2, 5, 4)], settings(), rule(0.8, 40))
     greedy = collector.greedy_rewards(found.tasks, settings())
     assert greedy == [float(task.index % 2 == 0) for task in found.tasks]
     assert collector.greedy_rewards([TaskRef("loud", 2), TaskRef("loud", 3)], settings()) == [1.0, 0.0]

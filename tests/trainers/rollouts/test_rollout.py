@@ -20,7 +20,7 @@ from forkgym.trainers.config import BranchingConfig, BranchingStrategy, RolloutC
 from forkgym.trainers.rollouts.branching import EntropyScale
 from forkgym.trainers.rollouts.rollout import Rollout, RolloutSettings, TaskRef, roll_out
 from forkgym.trainers.runs.metrics import rollout_metrics
-from forkgym.trainers.types import Group
+from forkgym.trainers.types import Group, RewardError
 
 
 def shout(text: str) -> str:
@@ -403,6 +403,31 @@ def test_tools_that_fail_all_the_time_stop_the_rollout() -> None:
     settings = RolloutSettings(config, branching="none", temperature=1.0, seed=(0,))
     with pytest.raises(ToolFailure, match="shout/0: 3 trajectories failed, the last with shout: no worker"):
         roll_out(ScriptedAgent(REPLIES), {"shout": FlakyEnv(range(99))}, [TaskRef("shout", 0)], settings)
+
+
+class PayingEnv(ShoutEnv):
+    """Pays something for an answer to its second task."""
+
+    def __init__(self, paid: Any) -> None:
+        super().__init__()
+        self.paid = paid
+
+    def step(self, action: str) -> tuple[str, Any, bool, bool, dict[str, Any]]:
+        """As before but for the reward."""
+        observation, reward, terminated, truncated, info = super().step(action)
+        second = terminated and self.current_task.uid == "shout/1"
+        return observation, self.paid if second else reward, terminated, truncated, info
+
+
+@pytest.mark.parametrize("paid", [float("nan"), float("inf"), None, "1"])
+def test_a_reward_that_is_no_number_is_named_where_it_is_paid(paid: object) -> None:
+    settings = RolloutSettings(RolloutConfig(2, 2), branching="none", temperature=1.0, seed=(0,))
+    agent, tasks = ScriptedAgent(REPLIES), [TaskRef("shout", index) for index in range(2)]
+    with pytest.raises(RewardError) as caught:
+        roll_out(agent, {"shout": PayingEnv(paid)}, tasks, settings)
+    assert str(caught.value) == f"task shout/1: turn t0d2 of trajectory t0 was paid {paid!r}, expected a finite number"
+    (first, second) = roll_out(agent, {"shout": PayingEnv(0.5)}, tasks, settings).groups  # the uids are the same
+    assert (first.rewards, second.rewards) == ((1.0, 1.0), (0.5, 0.5))
 
 
 class Held:
