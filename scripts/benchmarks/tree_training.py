@@ -7,15 +7,20 @@ level, with turns of 64 tokens; all turns are trained on. Three ways, in turn, m
 - by 4: the same in micro-batches of 4 rows;
 - tree: each unique token once.
 
-The limit is the ratio of floating-point operations of all rows, without padding, to those of the unique tokens, a
-token's attention to its path being the same in both:
+The limit is the ratio of floating-point operations of all rows, without padding, to those of the unique tokens that the
+tree computes, a token's attention to its path being the same in both:
 
     F = sum over tokens (2 L + 4 h d n c) + sum over sampled tokens 2 H V
 
 ``L`` weights of all linear layers but the last; ``h d n`` attention heads x head size x layers; ``c`` the tokens that a
 token sees; ``H V`` hidden size x vocabulary. Forward and backward together are 3 F on both sides.
 
+Memory is compared at the same tokens: both in micro-batches of at most the tokens of a few padded rows, with the speed
+that they then have. A peak is that of resident memory in a process of its own, above what is there before the step;
+it repeats to some 0.2 MB.
+
     python scripts/benchmarks/tree_training.py --threads 1
+    python scripts/benchmarks/tree_training.py --shape 1,024 --no-speed
 """
 
 from __future__ import annotations
@@ -25,23 +30,28 @@ import gc
 import multiprocessing
 import resource
 import statistics
+import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import numpy as np
 import torch
 import tyro
 from rich.console import Console
-from rich.table import Table
-from transformers import Qwen3Config, Qwen3ForCausalLM
+from transformers import Qwen3Config
 
 from forkgym.agents.memory import keep_freed_memory
 from forkgym.trainers.forward.forwards import FORWARDS, micro_batches
-from forkgym.trainers.forward.layout import grow_forest
+from forkgym.trainers.forward.layout import grow_forest, lay_out, without_tails
 from forkgym.trainers.forward.measures import ForwardSettings
+
+sys.path.insert(0, str(Path(__file__).parents[2]))
+
+from scripts.benchmarks.small_model import random_model  # noqa: E402
 
 if TYPE_CHECKING:
     from multiprocessing.connection import Connection
@@ -50,6 +60,7 @@ if TYPE_CHECKING:
 
 TURN = 64  # tokens
 M_MMAP_THRESHOLD = -3  # from glibc's malloc.h
+MB = 10**6
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,13 +71,17 @@ class Config:
         threads: Threads of torch.
         repetitions: Measurements of each way, after one that is thrown away.
         budget_rows: The tokens of a micro-batch where memory is measured are those of so many padded rows.
-        memory: Whether to measure memory as well.
+        shape: Measure only shapes whose name has this in it.
+        speed: Whether to compare the speed of whole batches.
+        memory: Whether to compare memory, and the speed in micro-batches.
         seed: Of tokens and lengths.
     """
 
     threads: int = 1
     repetitions: int = 7
     budget_rows: int = 4
+    shape: str = ""
+    speed: bool = True
     memory: bool = True
     seed: int = 0
 
@@ -106,6 +121,7 @@ class Line:
 
 
 Step = Callable[[], None]
+Result = TypeVar("Result")
 
 
 def make_rows(shape: Shape, rng: np.random.Generator) -> list[Line]:
@@ -126,25 +142,6 @@ def make_rows(shape: Shape, rng: np.random.Generator) -> list[Line]:
     return rows
 
 
-def random_model() -> PreTrainedModel:
-    """A Qwen3 of 3.4 M parameters: hidden size 256, 4 layers, vocabulary 1,024."""
-    torch.manual_seed(0)
-    config = Qwen3Config(
-        vocab_size=1024,
-        hidden_size=256,
-        intermediate_size=768,
-        num_hidden_layers=4,
-        num_attention_heads=8,
-        num_key_value_heads=4,
-        head_dim=32,
-        max_position_embeddings=2048,
-        tie_word_embeddings=True,
-    )
-    model = Qwen3ForCausalLM(config)
-    model.eval()
-    return model
-
-
 def flops(model: PreTrainedModel, rows: Sequence[Line], *, unique: bool) -> float:
     """The formula above, forward only."""
     config = model.config
@@ -155,19 +152,15 @@ def flops(model: PreTrainedModel, rows: Sequence[Line], *, unique: bool) -> floa
     )
     attention = 4 * config.num_attention_heads * config.head_dim * config.num_hidden_layers
     last = 2 * config.hidden_size * config.vocab_size
-    forest = grow_forest(rows)
-    # A stretch counts once, or once for each row that goes through it.
-    visits = [int(unique)] * len(forest.nodes)
-    if not unique:
-        for path in forest.paths:
-            for number in path:
-                visits[number] += 1
-    total = 0.0
-    for node, times in zip(forest.nodes, visits, strict=True):
-        size = node.end - node.start
-        seen = size * node.depth + size * (size + 1) / 2
-        total += times * (2 * linear * size + attention * seen + (last * size if node.depth else 0))
-    return total
+    if unique:
+        forest = without_tails(grow_forest(rows), rows)
+        stretches = [(node.depth, node.end - node.start) for node in forest.nodes]
+        sampled = len(lay_out(forest, rows, torch.device("cpu")).targets_N)
+    else:
+        stretches = [(0, len(row.tokens)) for row in rows]
+        sampled = sum(sum(row.loss_mask) for row in rows)
+    seen = sum(size * depth + size * (size + 1) / 2 for depth, size in stretches)
+    return 2 * linear * sum(size for _, size in stretches) + attention * seen + last * sampled
 
 
 def make_step(model: PreTrainedModel, rows: Sequence[Line], parts: Sequence[Sequence[int]], name: str) -> Step:
@@ -193,17 +186,52 @@ def cpu_seconds(step: Step) -> float:
     return time.process_time() - start
 
 
+def in_fork(measure: Callable[[], Result]) -> Result:
+    """Measure in a fork of this process, so that what it leaves in memory is in the way of no other."""
+
+    def run(pipe: Connection) -> None:
+        pipe.send(measure())
+
+    context = multiprocessing.get_context("fork")
+    receiver, sender = context.Pipe(duplex=False)
+    process = context.Process(target=run, args=(sender,))
+    process.start()
+    sender.close()  # so that nothing is waited for where the fork fails
+    result: Result = receiver.recv()
+    process.join()
+    return result
+
+
 def medians(steps: Sequence[Step], repetitions: int) -> list[float]:
     """Median CPU seconds of each step, measured in turn."""
+    keep_freed_memory()
     seconds = [[cpu_seconds(step) for step in steps] for _ in range(repetitions + 1)]
     return [statistics.median(column[1:]) for column in zip(*seconds, strict=True)]
 
 
-def compare_speed(model: PreTrainedModel, shapes: Sequence[Shape], config: Config) -> Table:
-    """Measure each shape; one row of the table each."""
-    table = Table(title="forward and backward, seconds of CPU time")
-    for heading in ("shape", "leaf → unique", "padded", "by 4", "tree", "tree / better", "FLOP ratio", "of the ratio"):
-        table.add_column(heading, justify="left" if heading == "shape" else "right")
+def peak_bytes(step: Step, warm_up: Step) -> int:
+    """How much a step raises the peak of this process's resident memory, after a small step."""
+    libc = ctypes.CDLL(None)
+    # Every larger tensor is a mapping of its own, so that what counts is memory in use and not how it was cut up.
+    libc.mallopt(M_MMAP_THRESHOLD, 2**13)
+    warm_up()
+    gc.collect()
+    libc.malloc_trim(0)  # what is free and resident would be used again, and not count
+    before = int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
+    step()
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 - before
+
+
+def show(console: Console, cells: Sequence[str]) -> None:
+    """Print one line of a table."""
+    console.print(f"{cells[0]:<30}" + "".join(f"{cell:>15}" for cell in cells[1:]), highlight=False, markup=False)
+
+
+def compare_speed(console: Console, model: PreTrainedModel, shapes: Sequence[Shape], config: Config) -> None:
+    """Measure each shape, and print a line as soon as it is known."""
+    console.print("\nforward and backward, seconds of CPU time")
+    headings = ("rows' → computed", "padded", "by 4", "tree", "tree / better", "FLOP ratio", "of the ratio")
+    show(console, ("shape", *headings))
     shares = list[float]()
     for shape in shapes:
         rows = make_rows(shape, np.random.default_rng(config.seed))
@@ -214,87 +242,61 @@ def compare_speed(model: PreTrainedModel, shapes: Sequence[Shape], config: Confi
             make_step(model, rows, by_4, "padded"),
             make_step(model, rows, [everything], "tree"),
         ]
-        padded, fours, tree = medians(steps, config.repetitions)
+        padded, fours, tree = in_fork(partial(medians, steps, config.repetitions))
         gain = min(padded, fours) / tree
         ratio = flops(model, rows, unique=False) / flops(model, rows, unique=True)
         shares.append(gain / ratio)
-        tokens = f"{sum(len(row.tokens) for row in rows):,} → {grow_forest(rows).num_tokens:,}"
+        computed = without_tails(grow_forest(rows), rows).num_tokens
+        tokens = f"{sum(len(row.tokens) for row in rows):,} → {computed:,}"
         times = [f"{seconds:.3f}" for seconds in (padded, fours, tree)]
-        table.add_row(shape.name, tokens, *times, f"{gain:.2f}×", f"{ratio:.2f}", f"{gain / ratio:.2f}")
-    table.add_section()
-    table.add_row("mean", *[""] * 6, f"{statistics.mean(shares):.2f}")
-    return table
+        show(console, (shape.name, tokens, *times, f"{gain:.2f}×", f"{ratio:.2f}", f"{gain / ratio:.2f}"))
+    if len(shares) > 1:
+        show(console, ("mean", *[""] * 6, f"{statistics.mean(shares):.2f}"))
 
 
-def peak_bytes(step: Step, warm_up: Step) -> int:
-    """How much a step raises the peak of resident memory, measured in a fork of this process after a small step."""
-
-    def measure(pipe: Connection) -> None:
-        # Every larger tensor is a mapping of its own, so that what counts is memory in use and not how it was cut up.
-        ctypes.CDLL(None).mallopt(M_MMAP_THRESHOLD, 2**16)
-        warm_up()
-        gc.collect()
-        before = int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
-        step()
-        pipe.send(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 - before)
-
-    context = multiprocessing.get_context("fork")
-    receiver, sender = context.Pipe(duplex=False)
-    process = context.Process(target=measure, args=(sender,))
-    process.start()
-    sender.close()  # so that nothing is waited for where the fork fails
-    peak: int = receiver.recv()
-    process.join()
-    return peak
-
-
-def memory_steps(model: PreTrainedModel, shape: Shape, config: Config) -> tuple[Step, Step]:
+def memory_steps(model: PreTrainedModel, shape: Shape, config: Config) -> list[Step]:
     """Steps over padded rows and over trees, both in micro-batches of the same number of tokens."""
     rows = make_rows(shape, np.random.default_rng(config.seed))
     budget = config.budget_rows * max(len(row.tokens) for row in rows)
-    padded, tree = (make_step(model, rows, micro_batches(rows, budget, name), name) for name in ("padded", "tree"))
-    return padded, tree
+    return [make_step(model, rows, micro_batches(rows, budget, name), name) for name in ("padded", "tree")]
 
 
-def compare_memory(
-    model: PreTrainedModel, peaks: Sequence[tuple[int, ...]], shapes: Sequence[Shape], config: Config
-) -> Table:
-    """Peaks, and the speed under the same budget beside them."""
-    title = (
-        f"micro-batches of the tokens of {config.budget_rows} padded rows: peak above what the model takes, CPU seconds"
-    )
-    table = Table(title=title)
-    for heading in ("shape", "padded MiB", "tree MiB", "tree / padded", "padded s", "tree s", "speed"):
-        table.add_column(heading, justify="left" if heading == "shape" else "right")
-    for shape, (padded_peak, tree_peak) in zip(shapes, peaks, strict=True):
-        padded, tree = medians(memory_steps(model, shape, config), max(3, config.repetitions // 2))
-        table.add_row(
-            shape.name,
-            *(f"{peak / 2**20:.0f}" for peak in (padded_peak, tree_peak)),
-            f"{tree_peak / padded_peak:.2f}",
-            *(f"{seconds:.3f}" for seconds in (padded, tree)),
-            f"{padded / tree:.2f}×",
-        )
-    return table
+def compare_memory(console: Console, model: PreTrainedModel, shapes: Sequence[Shape], config: Config) -> None:
+    """Measure peaks and the speed under the same budget, and print a line as soon as it is known."""
+    console.print(f"\nmicro-batches of the tokens of {config.budget_rows} padded rows: peak of a step, CPU seconds")
+    show(console, ("shape", "padded, MB", "tree, MB", "tree / padded", "padded, s", "tree, s", "speed"))
+    small = memory_steps(model, Shape("small", 4, (2, 2)), config)
+    for shape in shapes:
+        steps = memory_steps(model, shape, config)
+        peaks = [in_fork(partial(peak_bytes, *pair)) for pair in zip(steps, small, strict=True)]
+        times = in_fork(partial(medians, steps, max(3, config.repetitions // 2)))
+        cells = [f"{peak / MB:.1f}" for peak in peaks] + [f"{peaks[1] / peaks[0]:.4f}"]
+        show(console, (shape.name, *cells, *(f"{seconds:.3f}" for seconds in times), f"{times[0] / times[1]:.2f}×"))
 
 
 def main(config: Config) -> None:
-    """Measure and print the tables."""
+    """Measure and print the tables.
+
+    Raises:
+        ValueError: No shape has this name.
+    """
     torch.set_num_threads(config.threads)
     model = random_model()
-    shapes = (*SHAPES, NO_SHARING[0])
-    # Before anything else: a fork starts with the peak that its parent has had.
-    small = memory_steps(model, Shape("small", 4, (2, 2)), config)
-    peaks = [tuple(map(peak_bytes, memory_steps(model, shape, config), small)) for shape in shapes if config.memory]
-    keep_freed_memory()
+    sharing, none_shared = (
+        [shape for shape in shapes if config.shape in shape.name] for shapes in (SHAPES, NO_SHARING)
+    )
+    if not sharing + none_shared:
+        names = "; ".join(repr(shape.name) for shape in (*SHAPES, *NO_SHARING))
+        raise ValueError(f"no shape's name has {config.shape!r} in it; there are {names}")
     console = Console(width=140)
     console.print(
         f"{sum(parameter.numel() for parameter in model.parameters()):,} parameters, {config.threads} threads"
     )
-    console.print(compare_speed(model, SHAPES, config))
-    console.print(compare_speed(model, NO_SHARING, config))
+    for shapes in (sharing, none_shared):
+        if config.speed and shapes:
+            compare_speed(console, model, shapes, config)
     if config.memory:
-        console.print(compare_memory(model, peaks, shapes, config))
+        compare_memory(console, model, sharing + none_shared, config)
 
 
 if __name__ == "__main__":

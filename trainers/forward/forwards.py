@@ -22,8 +22,9 @@ SPLITS: Mapping[str, Callable[[Sequence[Row], int], list[list[int]]]] = {
 def micro_batches(rows: Sequence[Row], most_tokens: int, forward_name: str) -> list[list[int]]:
     """Split rows into parts of at most ``most_tokens``, as indices into ``rows``, each in one part.
 
-    What counts is what a forward computes: padding too for the padded one, unique tokens for those over trees. A row
-    that is longer by itself is a part of its own. The same rows give the same parts.
+    What counts is what a forward computes: padding too for the padded one, unique tokens for those over trees, with the
+    ends of rows that they leave out. A row that is longer by itself is a part of its own. The same rows give the same
+    parts.
 
     Raises:
         ValueError: ``most_tokens`` is below 1, there is no such forward, or a row contradicts itself.

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate, pairwise
+from typing import cast
 
 import torch
 
@@ -13,6 +14,7 @@ from forkgym.trainers.forward.measures import Row
 # Prompts that begin alike share their beginning where it is at least as long as this, tokens: shorter ones cost more
 # calls than they save.
 SHORTEST_SHARED = 32
+TOKEN_IDS = 2**32  # above any token id
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,13 +64,14 @@ class Forest:
 class Layout:
     """The row of unique tokens as tensors.
 
-    One position may predict several tokens: the last of a stretch predicts the first of each stretch after it.
+    One position may predict several tokens: the last of a stretch predicts the first of each stretch after it. A token
+    that two rows sampled in the same place counts once.
 
     Attributes:
         tokens_U: Unique tokens.
         positions_U: How many tokens are before each on its path.
-        predictors_N: For each unique sampled token, the place of the token before it.
-        targets_N: The unique sampled tokens.
+        predictors_N: For each unique sampled token, the place of the token before it, ascending.
+        targets_N: The unique sampled tokens: those that some row sampled.
         index_BT: For each place of the padded rows, which of the N it is; N where nothing was sampled.
     """
 
@@ -157,38 +160,53 @@ def depth_first(
     return Forest(tuple(nodes), tuple(tuple(number[node] for node in path) for path in paths))
 
 
+def without_tails(forest: Forest, rows: Sequence[Row]) -> Forest:
+    """Leave out what no log-prob needs: each row from its last sampled token on, where no other row goes on there.
+
+    The state of a token predicts the one after it, so that of the last sampled one predicts nothing. The first token of
+    a row stays in any case.
+    """
+    lengths = [0] * len(forest.nodes)
+    for row, path in zip(rows, forest.paths, strict=True):
+        needed = len(row.tokens) - 1 - row.loss_mask[::-1].index(True) if True in row.loss_mask else 1
+        for number in path:
+            node = forest.nodes[number]
+            lengths[number] = max(lengths[number], min(node.end - node.start, needed - node.depth))
+    roots = list[int]()
+    children: list[list[int]] = [[] for _ in lengths]
+    for number, node in enumerate(forest.nodes):
+        if lengths[number]:
+            (roots if node.parent < 0 else children[node.parent]).append(number)
+    paths = [[number for number in path if lengths[number]] for path in forest.paths]
+    return depth_first(roots, children, lengths, paths)
+
+
 def lay_out(forest: Forest, rows: Sequence[Row], device: torch.device) -> Layout:
-    """Make the tensors of a forest of rows."""
+    """Make the tensors of a forest of rows, whole or `without_tails`."""
     unique = forest.num_tokens
     tokens, positions = [0] * unique, [0] * unique
-    predictors = list(range(-1, unique - 1))
-    sampled_U = torch.zeros(unique, dtype=torch.bool)
-    places = list[tuple[torch.Tensor, torch.Tensor]]()
+    keys = list[torch.Tensor]()
     arange_U = torch.arange(unique)
     placed = set[int]()
-    for row, path in zip(rows, forest.paths, strict=True):
-        for node in (forest.nodes[number] for number in path):
+    masks = [torch.tensor(row.loss_mask) for row in rows]
+    for row, path, mask_T in zip(rows, forest.paths, masks, strict=True):
+        nodes = [forest.nodes[number] for number in path]
+        for node in nodes:
             if node.start not in placed:
                 placed.add(node.start)
                 size = node.end - node.start
                 tokens[node.start : node.end] = row.tokens[node.depth : node.depth + size]
                 positions[node.start : node.end] = range(node.depth, node.depth + size)
-                predictors[node.start] = forest.nodes[node.parent].end - 1
-        places_T = torch.cat([arange_U[forest.nodes[number].start : forest.nodes[number].end] for number in path])
-        # Rows may differ in who wrote a token; it is measured where one of them sampled it.
-        mask_T = torch.tensor(row.loss_mask)
-        sampled_U[places_T[mask_T]] = True
-        places.append((places_T, mask_T))
-    sampled_N = sampled_U.nonzero().squeeze(1)
-    numbers_U = sampled_U.cumsum(0) - 1
-    index_BT = torch.full((len(rows), max(len(row.tokens) for row in rows)), len(sampled_N))
-    for number, (places_T, mask_T) in enumerate(places):
-        index_BT[number, : len(mask_T)] = torch.where(mask_T, numbers_U[places_T], len(sampled_N))
-    tokens_U = torch.tensor(tokens)
+        places_T = torch.cat([arange_U[node.start : node.end] for node in nodes])
+        sampled = mask_T.nonzero().squeeze(1)
+        keys.append(places_T[sampled - 1] * TOKEN_IDS + torch.tensor(row.tokens)[sampled])
+    keys_N, numbers = cast("tuple[torch.Tensor, torch.Tensor]", torch.unique(torch.cat(keys), return_inverse=True))
+    index_BT = torch.full((len(rows), max(len(row.tokens) for row in rows)), len(keys_N))
+    index_BT[torch.nn.utils.rnn.pad_sequence(masks, batch_first=True)] = numbers
     return Layout(
-        tokens_U.to(device),
+        torch.tensor(tokens).to(device),
         torch.tensor(positions).to(device),
-        torch.tensor(predictors)[sampled_N].to(device),
-        tokens_U[sampled_N].to(device),
+        (keys_N // TOKEN_IDS).to(device),
+        (keys_N % TOKEN_IDS).to(device),
         index_BT.to(device),
     )

@@ -27,26 +27,28 @@ def tree_micro_batches(rows: Sequence[Row], most_tokens: int) -> list[list[int]]
     """Put rows that share prefixes together; unique tokens count, those of a prefix once in each part that needs it.
 
     Rows stand in the order of their leaves, and parts are runs of them. Of all such splits this is the cheapest, where
-    a split costs the tokens that are computed again and `PART_COST` a part: it cuts where little is shared.
+    a split costs the tokens that are computed again and `PART_COST` a part: it cuts where little is shared. Of equally
+    cheap ones it is that with the smallest largest part, on which the peak of memory depends.
     """
     forest = grow_forest(rows)
     # Nodes are numbered depth first, so this is the order of the leaves; equal rows stay in theirs.
     order = sorted(range(len(rows)), key=lambda one: (forest.paths[one], one))
     lengths = [len(rows[number].tokens) for number in order]
     shared = [0, *(shared_tokens(forest, one, other) for one, other in pairwise(order))]
-    # The cheapest split of the first rows: its cost, and where its last part begins.
-    best: list[tuple[float, int]] = [(0, 0)]
+    # The best split of the first rows: its cost, its largest part, and where its last part begins.
+    best: list[tuple[float, int, int]] = [(0, 0, 0)]
     for end in range(1, len(order) + 1):
-        choice, size = (math.inf, end), 0
+        choice, size = (math.inf, 0, end), 0
         for start in reversed(range(end)):
             size += lengths[start] - (shared[start + 1] if start + 1 < end else 0)
             if size > most_tokens and start + 1 < end:
                 break
-            choice = min(choice, (best[start][0] + PART_COST + shared[start], start))
+            cost, largest, _ = best[start]
+            choice = min(choice, (cost + PART_COST + shared[start], max(largest, size), start))
         best.append(choice)
     cuts = [len(order)]
     while cuts[-1]:
-        cuts.append(best[cuts[-1]][1])
+        cuts.append(best[cuts[-1]][2])
     return [order[start:end] for end, start in pairwise(cuts)][::-1]
 
 

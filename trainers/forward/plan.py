@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -31,6 +32,11 @@ class Plan:
         """Count a layer's call; return its sliding window where it reaches less far than the longest path."""
         self.calls += 1
         return None if window is None or window >= self.longest else window
+
+    def saving(self, positions_U: torch.Tensor) -> AbstractContextManager[None]:
+        """What the layers run within: nothing, so that autograd saves tensors as they are."""
+        del positions_U
+        return nullcontext()
 
 
 def refuse_extras(module: torch.nn.Module, attention_mask: object, arguments: dict[str, Any]) -> None:

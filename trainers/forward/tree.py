@@ -15,6 +15,10 @@ from forkgym.trainers.forward.unique_row import measure_unique
 def tree_forward(model: torch.nn.Module, rows: Sequence[Row], settings: ForwardSettings, pad_token: int) -> Measures:
     """Measure rows as one row of their unique tokens, in which each attends to its own path.
 
+    Tokens whose states no log-prob needs are left out: the last sampled one of a row, and a reply after it. Tables of
+    the position are saved once a position (`saving`), so that in the layers a token takes no more memory than one of a
+    padded batch.
+
     The model is not changed: its own layers run once over the unique tokens, and only the attention function that they
     call is another one, which takes the softmax of a token over its path from several dense products (`pieces`). The
     gradient is that of the padded batch, up to rounding.

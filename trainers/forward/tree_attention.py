@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import AbstractContextManager
 from typing import Any, cast
 
 import torch
@@ -13,6 +14,7 @@ from forkgym.trainers.forward.kernels import Shape, Three, kernel_for
 from forkgym.trainers.forward.layout import Forest
 from forkgym.trainers.forward.pieces import Piece, full_pieces, segments_of, window_pieces
 from forkgym.trainers.forward.plan import PLAN, Plan, no_mask, refuse_extras, same_type, scale_of
+from forkgym.trainers.forward.saving import once_a_position
 
 TREE = "forkgym_tree"  # the attention's name in a model's config
 
@@ -48,6 +50,10 @@ class TreePlan(Plan):
             mask_QK = torch.zeros(hidden_QK.shape, dtype=dtype, device=self._device)
             self._masks[name] = mask_QK.masked_fill_(hidden_QK, float("-inf"))
         return Shape(piece.causal, self._masks[name], scale)
+
+    def saving(self, positions_U: torch.Tensor) -> AbstractContextManager[None]:
+        """What the layers run within: tables of the position are saved once a position."""
+        return once_a_position(positions_U)
 
 
 class TreeAttention(torch.autograd.Function):

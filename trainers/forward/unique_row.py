@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from forkgym.trainers.forward.layout import Forest, Layout, grow_forest, lay_out
+from forkgym.trainers.forward.layout import Forest, Layout, grow_forest, lay_out, without_tails
 from forkgym.trainers.forward.measures import ForwardSettings, Measures, Row, check_rows
 from forkgym.trainers.forward.models import ModelParts, is_exact
 from forkgym.trainers.forward.plan import PLAN, Plan
@@ -46,7 +46,7 @@ def measure_unique(parts: ModelParts, rows: Sequence[Row], settings: ForwardSett
     if way[0] not in done:
         check_attention(parts, way)
         done.add(way[0])
-    forest = grow_forest(rows)
+    forest = without_tails(grow_forest(rows), rows)
     layout = lay_out(forest, rows, parts.projection.weight_VH.device)
     predicting_NH = unique_states(parts, forest, layout, way).index_select(0, layout.predictors_N)
     return measure_states(predicting_NH, layout.targets_N, layout.index_BT, parts.projection, settings)
@@ -61,7 +61,7 @@ def unique_states(parts: ModelParts, forest: Forest, layout: Layout, way: Way) -
     config: Any = parts.decoder.config
     name, make_plan = way
     plan = make_plan(forest, layout.tokens_U.device)
-    with attention(parts.decoder, name):
+    with attention(parts.decoder, name), plan.saving(layout.positions_U):
         output = parts.decoder(
             input_ids=layout.tokens_U[None], position_ids=layout.positions_U[None], use_cache=False, **{PLAN: plan}
         )

@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch.nn.functional import scaled_dot_product_attention
 
-from forkgym.trainers.forward.kernels import FlashKernel, Kernel, PlainKernel, Shape, kernel_for
+from forkgym.trainers.forward.kernels import BLOCK, MOST_FILLED, FlashKernel, Kernel, PlainKernel, Shape, kernel_for
 
-KERNELS = [FlashKernel(), PlainKernel()]
+KERNELS: list[Kernel] = [FlashKernel(), PlainKernel()]
 
 
 def inputs(value_size: int = 8) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -36,6 +36,15 @@ def test_a_kernel_gives_attention_and_its_gradient(kernel: Kernel, kind: str) ->
     found = kernel.backward(upstream, plain, (outputs, normalisers), shape)
     for one, other in zip(found, torch.autograd.grad(expected, (query, key, value), upstream), strict=True):
         torch.testing.assert_close(one, other, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("length", [BLOCK - MOST_FILLED - 1, BLOCK - MOST_FILLED, BLOCK - 1, BLOCK, 2 * BLOCK - 1])
+def test_filling_up_a_block_changes_nothing(length: int) -> None:
+    generator = torch.Generator().manual_seed(0)
+    query, key, value = (torch.randn((2, heads, length, 8), generator=generator) for heads in (4, 2, 2))
+    shape = Shape(causal=True, mask_QK=None, scale=0.3)
+    found, expected = (kernel.forward((query, key, value), shape) for kernel in KERNELS)
+    torch.testing.assert_close(found, expected, atol=1e-6, rtol=1e-5)
 
 
 @pytest.mark.parametrize("kernel", KERNELS)

@@ -5,7 +5,15 @@ from __future__ import annotations
 import pytest
 import torch
 
-from forkgym.trainers.forward.layout import SHORTEST_SHARED, Node, common_length, grow_forest, lay_out, prompt_cuts
+from forkgym.trainers.forward.layout import (
+    SHORTEST_SHARED,
+    Node,
+    common_length,
+    grow_forest,
+    lay_out,
+    prompt_cuts,
+    without_tails,
+)
 from forkgym.trainers.forward.measures import check_rows
 from tests.trainers.forward.small_rows import Tokens, paper_rows, random_rows, row
 
@@ -31,10 +39,42 @@ def test_the_tensors_on_paper() -> None:
     layout = lay_out(grow_forest(rows), rows, torch.device("cpu"))
     assert layout.tokens_U.tolist() == [1, 2, 3, 4, 5, 6, 7, 9, 8, 7]
     assert layout.positions_U.tolist() == [0, 1, 2, 3, 2, 3, 3, 0, 1, 2]
-    # Sampled, in this order: 3 4 5 6 7 8 7. Token 2 at place 1 predicts both 3 and 5; 5 at place 4 both 6 and 7.
-    assert layout.targets_N.tolist() == [3, 4, 5, 6, 7, 8, 7]
-    assert layout.predictors_N.tolist() == [1, 2, 1, 4, 4, 7, 8]
-    assert layout.index_BT.tolist() == [[7, 7, 0, 1], [7, 7, 2, 3], [7, 5, 6, 7], [7, 7, 2, 4]]
+    # Token 2 at place 1 predicts both 3 and 5, 3 predicts 4, 5 at place 4 both 6 and 7, 9 predicts 8, and 8 predicts 7.
+    assert layout.targets_N.tolist() == [3, 5, 4, 6, 7, 8, 7]
+    assert layout.predictors_N.tolist() == [1, 1, 2, 4, 4, 7, 8]
+    assert layout.index_BT.tolist() == [[7, 7, 0, 2], [7, 7, 1, 3], [7, 5, 6, 7], [7, 7, 1, 4]]
+
+
+def test_what_no_log_prob_needs_is_left_out() -> None:
+    # 1 2 ─┬─ 3      9 8      as 4, 6 and 7 are only predicted
+    #      └─ 5
+    rows = paper_rows()
+    forest = without_tails(grow_forest(rows), rows)
+    assert forest.nodes == (
+        Node(parent=-1, start=0, end=2, exit=4, depth=0),  # 1 2
+        Node(parent=0, start=2, end=3, exit=3, depth=2),  # 3
+        Node(parent=0, start=3, end=4, exit=4, depth=2),  # 5
+        Node(parent=-1, start=4, end=5, exit=6, depth=0),  # 9
+        Node(parent=3, start=5, end=6, exit=6, depth=1),  # 8
+    )
+    assert forest.paths == ((0, 1), (0, 2), (3, 4), (0, 2))
+    layout = lay_out(forest, rows, torch.device("cpu"))
+    assert layout.tokens_U.tolist() == [1, 2, 3, 5, 9, 8]
+    assert layout.positions_U.tolist() == [0, 1, 2, 2, 0, 1]
+    assert layout.targets_N.tolist() == [3, 5, 4, 6, 7, 8, 7]
+    assert layout.predictors_N.tolist() == [1, 1, 2, 3, 3, 4, 5]
+    assert layout.index_BT.tolist() == [[7, 7, 0, 2], [7, 7, 1, 3], [7, 5, 6, 7], [7, 7, 1, 4]]
+
+
+def test_a_reply_is_needed_only_where_a_row_goes_on_after_it() -> None:
+    ends, goes_on = row([1], ([2, 3], [4, 5])), row([1], ([2, 3], [4, 5]), ([6], [7]))
+    forest = without_tails(grow_forest([ends]), [ends])
+    assert forest.num_tokens == 2  # 1 2, which predict 2 3
+    forest = without_tails(grow_forest([ends, goes_on]), [ends, goes_on])
+    assert forest.num_tokens == 5  # 1 2 3 4 5, which predict 2 3 6
+    assert forest.paths == ((0, 1), (0, 1))
+    silent = row([1, 2], ([], [3]))
+    assert without_tails(grow_forest([silent]), [silent]).num_tokens == 1
 
 
 def test_turns_sampled_twice_alike_and_equal_rows_are_one() -> None:

@@ -52,6 +52,14 @@ def test_shared_beginnings_stay_together() -> None:
     assert micro_batches(rows, 10, "flex") == [[0, 1, 3, 2]]
 
 
+def test_of_equally_cheap_splits_the_largest_part_is_the_smallest() -> None:
+    rows = [row([1] * 6, ([leaf] * 2, [])) for leaf in range(2, 7)]
+    # A part has the prompt's 6 tokens and 2 a leaf. 4 leaves do not fit into 12: 10 and 10 tokens, not 8 and 12.
+    assert micro_batches(rows[:4], 12, "tree") == [[0, 1], [2, 3]]
+    # 5 leaves do not fit into 14: 10 and 12 tokens, not 8 and 14.
+    assert micro_batches(rows, 14, "tree") == [[0, 1], [2, 3, 4]]
+
+
 @pytest.mark.parametrize("name", list(FORWARDS))
 @pytest.mark.parametrize("seed", range(3))
 @pytest.mark.parametrize("most_tokens", [5, 40, 100, 10_000])
