@@ -3,6 +3,9 @@
 The rollouts of a prompt, and the branches of a turn, begin with the same tokens. Read for each of them, the keys and
 values of these are most of what a step of decoding moves through memory, each for a product with a single vector. Here
 the queries of all sequences of a stem are one matrix, and its keys and values are read once.
+
+For float32 and float64: scores and weights are of the keys' type, and half precision would round what a fused softmax
+does not.
 """
 
 from __future__ import annotations
@@ -94,7 +97,7 @@ def stem_attention(
 
     own, own_logs = own.view(rows, heads, value_size), own_logs.view(rows, heads, 1)
     output = torch.lerp(own, in_rows(common), (in_rows(common_logs) - own_logs).sigmoid_())
-    return output.to(query.dtype)[:, None], None
+    return output[:, None], None
 
 
 def weigh(
@@ -109,16 +112,15 @@ def weigh(
         mask: Added to the scores, [M, 1, keys], each for N / M of them in a row.
 
     Returns:
-        Outputs [N, queries, value size] and log-normalisers [N, queries, 1], float32 or better.
+        Outputs [N, queries, value size] and log-normalisers [N, queries, 1].
     """
     scores = torch.bmm(query, key.transpose(1, 2))
-    scores = scores.to(torch.promote_types(scores.dtype, torch.float32))
     if mask is not None:
         scores.view(len(mask), -1, scores.shape[-1]).add_(mask)
     top = scores.amax(-1, keepdim=True)
     weights = scores.sub_(top).exp_()
     totals = weights.sum(-1, keepdim=True)
-    return torch.bmm(weights.to(value.dtype), value).to(totals.dtype).div_(totals), top.add_(totals.log_())
+    return torch.bmm(weights, value).div_(totals), top.add_(totals.log_())
 
 
 def no_mask(*_: object, **__: object) -> None:

@@ -48,6 +48,7 @@ def main(config: EvaluateConfig) -> int:
     from forkgym.trainers.evaluation import evaluate
     from forkgym.trainers.runs.notices import show_notices
     from forkgym.trainers.runs.reporting import print_table, result_table
+    from forkgym.trainers.types import RewardError
 
     keep_freed_memory()
     show_notices()
@@ -66,7 +67,7 @@ def main(config: EvaluateConfig) -> int:
     rollout = config.rollout.for_agent(config.agent)
     try:
         results = evaluate(agent, envs, how, rollout, config.agent.temperature)
-    except (AgentFailure, NoNativeTools, NoSolution, ToolFailure) as error:
+    except (AgentFailure, NoNativeTools, NoSolution, RewardError, ToolFailure) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     print_table(result_table(results))

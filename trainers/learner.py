@@ -81,6 +81,8 @@ def make_learner(
         if step < config.warmup_steps:
             return (step + 1) / config.warmup_steps
         last = config.num_steps - 1
+        if last <= config.warmup_steps:  # a run that ends as the rate reaches its peak
+            return 1.0
         left = (last - step) / max(1, last - config.warmup_steps)
         return config.final_learning_rate + (1.0 - config.final_learning_rate) * max(0.0, left)
 

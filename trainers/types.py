@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import SupportsFloat
@@ -44,9 +45,13 @@ def finite_reward(reward: object, earned_by: str) -> float:
     Raises:
         RewardError: It is no number, or not finite.
     """
-    if isinstance(reward, SupportsFloat) and math.isfinite(value := float(reward)):
-        return value
-    raise RewardError(f"{earned_by} {reward!r}, expected a finite number")
+    value = math.nan
+    if isinstance(reward, SupportsFloat):
+        with suppress(OverflowError, TypeError):  # of a whole number too large, or of an array
+            value = float(reward)
+    if not math.isfinite(value):
+        raise RewardError(f"{earned_by} {reward!r}, expected a finite number")
+    return value
 
 
 @dataclass(frozen=True, slots=True)

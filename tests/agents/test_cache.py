@@ -122,7 +122,7 @@ def test_families_are_accepted(family: str) -> None:
 def test_half_precision_is_accepted() -> None:
     model = SlotModel(make_model(dtype=torch.bfloat16), slots=2)
     assert model.vocabulary_size == 262
-    assert model.takes_stems
+    assert not model.takes_stems
 
 
 def test_stems_are_for_models_whose_layers_see_everything_by_the_usual_attention() -> None:

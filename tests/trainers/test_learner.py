@@ -22,7 +22,8 @@ from tests.trainers.test_update import MODEL, eight_rows, gradient, settings, st
         (5, 0, [1.0, 0.775, 0.55, 0.325, 0.1]),
         (5, 2, [0.5, 1.0, 1.0, 0.55, 0.1]),
         (3, 3, [1 / 3, 2 / 3, 1.0]),
-        (1, 0, [0.1]),
+        (1, 0, [1.0]),
+        (3, 2, [0.5, 1.0, 1.0]),  # it ends as the rate reaches its peak
     ],
 )
 def test_the_learning_rate_falls_to_its_share_of_the_peak_at_the_last_step(

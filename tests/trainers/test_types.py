@@ -50,7 +50,7 @@ def test_what_is_a_number_is_a_reward(reward: object) -> None:
     assert finite_reward(reward, "it was paid") == reward
 
 
-@pytest.mark.parametrize("reward", [math.nan, math.inf, -math.inf, None, "1"])
+@pytest.mark.parametrize("reward", [math.nan, math.inf, -math.inf, None, "1", 10**400])
 def test_what_is_no_finite_number_is_no_reward(reward: object) -> None:
     with pytest.raises(RewardError) as caught:
         finite_reward(reward, "task shout/1: it was paid")
