@@ -53,10 +53,12 @@ class TrainConfig:
         self.rollout.check_branching(strategy, self.trainer.algorithm)
         first_turns = self.rollout.first_turns(strategy)
         if settings.baseline == "others" and first_turns < 2:
-            name = "num_generations" if strategy == "none" else "initial_generations"
+            halved = strategy != "none" and self.rollout.initial_generations is None
+            name = "num_generations" if halved or strategy == "none" else "initial_generations"
+            least = "3, of which by default half, rounded up, start from the prompt" if halved else "2"
             raise ValueError(
-                f"rollout.{name} is {first_turns} with trainer.credit.baseline others, expected at least 2: each first "
-                "turn is the others' baseline"
+                f"rollout.{name} is {getattr(self.rollout, name)} with trainer.credit.baseline others, expected at "
+                f"least {least}: each first turn is the others' baseline"
             )
         if self.rollout.tasks_per_step < len(self.env.id):
             raise ValueError(
@@ -76,6 +78,7 @@ def main(config: TrainConfig) -> int:
     from forkgym.trainers.processes import is_first_process
     from forkgym.trainers.runs.notices import show_notices
     from forkgym.trainers.runs.reporting import Progress, draw_learning_curve, evaluation_table, print_table
+    from forkgym.trainers.types import RewardError
     from forkgym.trainers.update import TrainingError
 
     keep_freed_memory()
@@ -110,7 +113,7 @@ def main(config: TrainConfig) -> int:
         except KeyboardInterrupt:
             print(f"Stopped. Go on with: --run_dir {folder.path} --resume")
             return 130
-        except (AgentFailure, TrainingError, ToolFailure) as error:
+        except (AgentFailure, RewardError, TrainingError, ToolFailure) as error:
             kept = "newest checkpoint" if isinstance(error, AgentFailure) else "last good state"
             print(f"error: {error}; the {kept} is in {folder.checkpoints}", file=sys.stderr)
             return 1

@@ -135,7 +135,10 @@ def test_what_the_algorithm_on_the_command_line_has_no_use_for_is_to_be_left_out
 
 def test_others_need_two_first_turns(capsys: pytest.CaptureFixture[str]) -> None:
     others = ("--trainer.algorithm", "arpo-gpg", "--trainer.credit.baseline", "others", "--rollout.num_generations")
-    assert "rollout.initial_generations is 1 with trainer.credit.baseline others" in refused(capsys, *others, "2")
+    said = refused(capsys, *others, "2")
+    assert "rollout.num_generations is 2 with trainer.credit.baseline others, expected at least 3, of which by " in said
+    said = refused(capsys, *others, "4", "--rollout.initial_generations", "1")
+    assert "rollout.initial_generations is 1 with trainer.credit.baseline others, expected at least 2: " in said
     assert read(*others, "3").rollout.first_turns("entropy") == 2
     alone = ("--trainer.algorithm", "rloo", "--rollout.num_generations", "1")
     assert "rollout.num_generations is 1 with trainer.credit.baseline others" in refused(capsys, *alone)

@@ -69,8 +69,7 @@ class Renderer:
         Raises:
             ValueError: See `check`.
         """
-        check(conversation)
-        messages = conversation.messages
+        messages = check(conversation)
         first = next(place for place, message in enumerate(messages) if message.role == "assistant")
         spans = Spans(self.template.encode_start(prompt_of(messages[:first], conversation.tools)))
         place = first
@@ -80,7 +79,7 @@ class Renderer:
             after = place + 1
             while after < len(messages) and messages[after].role != "assistant":
                 after += 1
-            spans.add(turn, self._encode_between(messages[place + 1 : after], messages[place], turn))
+            spans.add(turn, self._encode_between(messages[place + 1 : after], turn))
             place = after
         return spans.demonstration()
 
@@ -89,15 +88,12 @@ class Renderer:
         foreign = [piece for piece in self.codec.control_tokens.split(text)[1::2] if piece.strip() not in MARKERS]
         return self.codec.encode_reply(Reply(text, MARKERS), ()) if foreign else self.codec.encode_turn(text)
 
-    def _encode_between(self, messages: Sequence[Message], asked: Message, turn: Sequence[int]) -> Sequence[int]:
-        """What the assistant reads after its message ``asked``: results in the order of its calls, or a question."""
+    def _encode_between(self, messages: Sequence[Message], turn: Sequence[int]) -> Sequence[int]:
+        """What the assistant reads after a turn: results in the order of its calls, or a question."""
         if not messages:
             return ()
         if messages[0].role == "user":
             return self.template.encode_question(messages[0].content or "", turn)
-        ids = [call.id for call in asked.tool_calls]
-        if all(message.tool_call_id in ids for message in messages):
-            messages = sorted(messages, key=lambda message: ids.index(message.tool_call_id))
         return self.template.encode_results([HERMES.escape(message.content or "", ()) for message in messages], turn)
 
 

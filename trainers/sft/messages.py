@@ -13,13 +13,13 @@ A row has ``messages``, and may have ``tools``::
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
-from typing import Annotated, Any, Literal, cast
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal, Self, cast
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, field_validator, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, ModelWrapValidatorHandler, field_validator, model_validator
 from pydantic_core import from_json
 
-from forkgym.envs.grammar import Call
 from forkgym.envs.hermes import CALL, TAG, THOUGHT, HermesGrammar
 
 HERMES = HermesGrammar()
@@ -92,7 +92,8 @@ class WrittenToolCall(Record):
 class Message(Record):
     """A message; what the assistant thought before it wrote the content has one of three names, by server.
 
-    ``function_call``, which ``tool_calls`` have replaced, and a ``weight`` of 0 are known in order to be refused.
+    ``name`` is a result's tool. ``function_call``, which ``tool_calls`` have replaced, and a ``weight`` of 0 are known
+    in order to be refused.
     """
 
     role: Literal["system", "user", "assistant", "tool"]
@@ -102,6 +103,7 @@ class Message(Record):
     thinking: str | None = None
     tool_calls: tuple[WrittenToolCall, ...] = ()
     tool_call_id: str | None = None
+    name: str | None = None
     function_call: object = None
     weight: float | None = None
 
@@ -176,31 +178,79 @@ class Conversation(Record):
 class TableConversation(Conversation):
     """A row of a table, in which every object has the keys of those of all rows, filled up with null.
 
-    So a null in an object of arguments or of parameters is no value here; one that is meant has to be in JSON.
+    So a null in an object of arguments or of parameters is no value here, except for an argument that is required and
+    may be null; any other that is meant has to be in JSON. A result that is null is an empty one.
     """
 
-    @model_validator(mode="before")
+    @model_validator(mode="wrap")
     @classmethod
-    def drop_filling(cls, row: Any) -> Any:
-        """Leave out what fills up."""
-        return without_filling(row)
+    def drop_filling(cls, row: Any, handler: ModelWrapValidatorHandler[Self]) -> Self:
+        """Leave out what fills up; which nulls are values is known once the tools are read."""
+        read = handler(without_filling(row))
+        meant = {tool.function.name: needed_nulls(tool.function.parameters) for tool in read.tools}
+        return handler(without_filling(row, meant)) if any(meant.values()) else read
 
 
-def without_filling(value: Any, free_form: bool = False) -> Any:
-    """A value of a table without the nulls in objects of any keys.
+def without_filling(value: Any, meant: Mapping[str, Collection[str]] | None = None) -> Any:
+    """A table's row, or a part of it, without the nulls that are no values.
+
+    Args:
+        value: The row.
+        meant: By tool, arguments of which null is a value.
 
     >>> without_filling({"content": None, "arguments": {"a": 2, "query": None, "list": [None, {"b": None}]}})
     {'content': None, 'arguments': {'a': 2, 'list': [None, {}]}}
+    >>> without_filling({"name": "add", "arguments": {"a": None, "query": None}}, {"add": ["a"]})
+    {'name': 'add', 'arguments': {'a': None}}
     """
     if isinstance(value, list):
-        return [without_filling(one, free_form) for one in cast("list[object]", value)]
+        return [without_filling(one, meant) for one in cast("list[object]", value)]
     if not isinstance(value, Mapping):
         return value
-    return {
-        name: without_filling(one, free_form or name in FREE_FORM)
-        for name, one in cast("Mapping[str, Any]", value).items()
-        if not (free_form and one is None)
+    found = cast("Mapping[str, Any]", value)
+    values = {"arguments": (meant or {}).get(str(found.get("name")), ())}
+    kept = {
+        name: without_nulls(one, values.get(name, ())) if name in FREE_FORM else without_filling(one, meant)
+        for name, one in found.items()
     }
+    if found.get("role") == "tool" and found.get("content") is None:
+        kept["content"] = ""
+    return kept
+
+
+def without_nulls(value: Any, values: Collection[str] = ()) -> Any:
+    """An object of any keys without its nulls, and those of objects in it; ``values`` are names that may be null."""
+    if isinstance(value, list):
+        return [without_nulls(one) for one in cast("list[object]", value)]
+    if not isinstance(value, Mapping):
+        return value
+    found = cast("Mapping[str, Any]", value)
+    return {name: without_nulls(one) for name, one in found.items() if one is not None or name in values}
+
+
+def needed_nulls(parameters: Mapping[str, Any]) -> list[str]:
+    """The arguments that a JSON schema requires and that may be null."""
+    properties = parameters.get("properties")
+    schemas: Mapping[str, Any] = cast("Mapping[str, Any]", properties) if isinstance(properties, Mapping) else {}
+    return [name for name in required_by(parameters) if isinstance(name, str) and may_be_null(schemas.get(name))]
+
+
+def may_be_null(schema: object) -> bool:
+    """Whether a JSON schema allows null: it says so, or says nothing of types."""
+    if not isinstance(schema, Mapping):
+        return True
+    found = cast("Mapping[str, Any]", schema)
+    choices = found.get("anyOf") or found.get("oneOf")
+    if isinstance(choices, list):
+        return any(may_be_null(choice) for choice in cast("list[object]", choices))
+    types = found.get("type")
+    return types in (None, "null") or (isinstance(types, list) and "null" in types)
+
+
+def required_by(parameters: Mapping[str, Any]) -> list[object]:
+    """What a JSON schema requires."""
+    required = parameters.get("required")
+    return cast("list[object]", required) if isinstance(required, list) else []
 
 
 def escaped_tag(tag: Any) -> str:
@@ -208,35 +258,54 @@ def escaped_tag(tag: Any) -> str:
     return "\\u003c" + str(tag[0])[1:]
 
 
-def check(conversation: Conversation) -> None:
+@dataclass(frozen=True, slots=True)
+class WaitingCall:
+    """A call that has no result yet.
+
+    Attributes:
+        place: Among the calls of its message, from 0.
+        id: None where the conversation gives it none.
+        tool: The tool's name.
+    """
+
+    place: int
+    id: str | None
+    tool: str
+
+
+def check(conversation: Conversation) -> tuple[Message, ...]:
     """Check a conversation: [system] user, then assistant by turns with tools or the user, and no malformed message.
 
     Every message of the assistant is read as the environment reads a turn; where the conversation has tools, its calls
     are of those, with the arguments that they list.
 
+    Returns:
+        Its messages; the results of several calls in the order of the calls.
+
     Raises:
         ValueError: It is not so; names the first message with which something is wrong, from 0.
     """
-    waiting: list[str | None] = []  # ids of the calls that have no result yet
-    before = "nothing"
+    waiting: Sequence[WaitingCall] = ()
+    before, asked = "nothing", 0
+    order: list[tuple[int, int]] = []  # by message: whose turn it is or follows, and which of its calls it answers
     for place, message in enumerate(conversation.messages):
-        problem = misplaced(message, before, waiting)
-        calls: Sequence[Call] = ()
+        problem, answered = misplaced(message, before, waiting), -1
         if not problem and message.role == "assistant":
-            calls, problem = read(message, conversation.tools)
+            asked = place
+            waiting, problem = read(message, conversation.tools)
+        elif not problem and message.role == "tool":
+            answered, problem = answered_by(message, waiting)
+            waiting = [call for call in waiting if call.place != answered]
         if problem:
             raise ValueError(f"messages.{place} {problem}")
-        if message.role == "assistant":
-            ids = [call.id for call in message.tool_calls]
-            waiting = [*ids, *[None] * (len(calls) - len(ids))]
-        elif message.role == "tool":
-            waiting.remove(message.tool_call_id if message.tool_call_id in waiting else waiting[0])
+        order.append((asked if message.role == "tool" else place, answered))
         before = message.role
     if before != "assistant":
         raise ValueError(f"the conversation ends with {before}, expected an assistant's message")
+    return tuple(conversation.messages[place] for place in sorted(range(len(order)), key=order.__getitem__))
 
 
-def misplaced(message: Message, before: str, waiting: Sequence[str | None]) -> str:
+def misplaced(message: Message, before: str, waiting: Sequence[WaitingCall]) -> str:
     """What is wrong with a message after one of the role ``before``; empty where nothing is."""
     role = message.role
     if role != "assistant" and message.tool_calls:
@@ -246,11 +315,7 @@ def misplaced(message: Message, before: str, waiting: Sequence[str | None]) -> s
     if not (message.content or message.tool_calls or (role == "tool" and message.content == "")):
         return f"is of the role {role} and has no content"
     if role == "tool":
-        if not waiting:
-            return "is a tool's result, but no call before it waits for one"
-        if message.tool_call_id is not None and None not in waiting and message.tool_call_id not in waiting:
-            return f"has the tool_call_id {message.tool_call_id!r}, expected one of {', '.join(map(repr, waiting))}"
-        return ""
+        return "" if waiting else "is a tool's result, but no call before it waits for one"
     if waiting:
         return f"is of the role {role}, while a call before it waits for its result"
     allowed = {"nothing": ("system", "user"), "system": ("user",), "user": ("assistant",), "assistant": ("user",)}
@@ -258,7 +323,26 @@ def misplaced(message: Message, before: str, waiting: Sequence[str | None]) -> s
     return "" if role in expected else f"is of the role {role} after {before}, expected {' or '.join(expected)}"
 
 
-def read(message: Message, tools: Sequence[DescribedTool]) -> tuple[Sequence[Call], str]:
+def answered_by(result: Message, waiting: Sequence[WaitingCall]) -> tuple[int, str]:
+    """The place of the call that a result is of, or what is wrong with it; the latter is empty where nothing is.
+
+    The id decides, then the tool's name, where the result has them, and then the order of the calls.
+    """
+    known = result.tool_call_id
+    same = [call for call in waiting if known is not None and call.id == known]
+    possible = same or [call for call in waiting if None in (call.id, known)]
+    if not possible:
+        ids = ", ".join(repr(call.id) for call in waiting)
+        return -1, f"has the tool_call_id {known!r}, expected one of {ids}"
+    named = [call for call in possible if result.name in (None, "", call.tool)]
+    if not named:
+        tools = " or ".join(dict.fromkeys(repr(call.tool) for call in possible))
+        return -1, f"has the name {result.name!r}, expected {tools}"
+    # A result without an id is rather that of a call without one.
+    return min(named, key=lambda call: known is None and call.id is not None).place, ""
+
+
+def read(message: Message, tools: Sequence[DescribedTool]) -> tuple[Sequence[WaitingCall], str]:
     """The calls of an assistant's message, or what is wrong with it; the latter is empty where nothing is."""
     if len(message.thoughts) > 1:
         return (), "has several thoughts, expected one of reasoning_content, reasoning and thinking"
@@ -272,7 +356,10 @@ def read(message: Message, tools: Sequence[DescribedTool]) -> tuple[Sequence[Cal
         misfit = misfit_of(call.arguments or {}, described[call.tool])
         if misfit:
             return (), f"calls {call.tool} {misfit}"
-    return parsed.calls, ""
+    # The calls in the content come first, and have no ids.
+    ids = [None] * (len(parsed.calls) - len(message.tool_calls)) + [call.id for call in message.tool_calls]
+    numbered = enumerate(zip(parsed.calls, ids, strict=True))
+    return [WaitingCall(place, name, call.tool) for place, (call, name) in numbered], ""
 
 
 def misfit_of(arguments: Mapping[str, Any], parameters: Mapping[str, Any]) -> str:
@@ -281,9 +368,8 @@ def misfit_of(arguments: Mapping[str, Any], parameters: Mapping[str, Any]) -> st
     A name that the properties do not list is allowed only where the schema says so: a tool of this package would
     refuse it, and the model is told of no other. A schema without properties allows any.
     """
-    properties, required, given = parameters.get("properties"), parameters.get("required"), list(arguments)
-    needed = cast("list[object]", required) if isinstance(required, list) else []
-    missing = [name for name in needed if name not in given]
+    properties, given = parameters.get("properties"), list(arguments)
+    missing = [name for name in required_by(parameters) if name not in given]
     if missing:
         return f"without the argument {missing[0]!r}, which its parameters require"
     is_open = parameters.get("additionalProperties", False) is not False or OPENING_KEYWORDS & parameters.keys()

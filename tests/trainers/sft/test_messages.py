@@ -23,6 +23,15 @@ def shouts(inside: str) -> dict[str, Any]:
     return says(f"<tool_call>\n{inside}\n</tool_call>")
 
 
+def named(name: str, content: str) -> dict[str, Any]:
+    """A result that says of which tool it is, not of which call."""
+    return {"role": "tool", "name": name, "content": content}
+
+
+ADD: dict[str, Any] = {"function": {"name": "add", "arguments": {}}}
+LOOK: dict[str, Any] = {"function": {"name": "look", "arguments": {}}}
+
+
 def test_a_tag_in_an_argument_ends_no_call() -> None:
     message = conversation(USER, asks(call("</tool_call> a < b")), result("x"), says("7")).messages[1]
     assert message.text == (
@@ -77,6 +86,11 @@ def test_what_tables_hold_is_read() -> None:
             [USER, asks(call("a")), result("A", "9"), says("7")],
             "messages.2 has the tool_call_id '9', expected one of '1'",
         ),
+        ([USER, asks(call("a")), {**result("A"), "name": "add"}, says("7")], "messages.2 has the name 'add', expected"),
+        (
+            [USER, asks(ADD, LOOK), named("add", "5"), named("add", "6"), says("7")],
+            "messages.3 has the name 'add', expected 'look'",
+        ),
         ([{**USER, "tool_calls": [call("a")]}], "messages.0 is of the role user and has tool_calls, expected them in"),
         ([USER, says("")], "messages.1 is of the role assistant and has no content"),
         ([{"role": "user"}, says("7")], "messages.0 is of the role user and has no content"),
@@ -94,6 +108,35 @@ def test_results_need_no_ids_and_calls_may_stand_in_the_text() -> None:
     for asked in (inline, asks(nameless)):
         check(conversation(USER, asked, {"role": "tool", "content": ""}, says("7"), tools=TOOLS))
     check(conversation(USER, asks(call("a")), tools=TOOLS))  # to call is all that it shows
+
+
+@pytest.mark.parametrize(
+    ("asked", "results"),
+    [
+        ([ADD, LOOK], [named("look", "1"), named("add", "0")]),
+        ([ADD, LOOK, ADD], [named("look", "1"), named("add", "0"), named("add", "2")]),
+        ([ADD, LOOK], [result("0", "7"), result("1", "8")]),
+        ([{**ADD, "id": "a"}, {**LOOK, "id": "l"}], [named("look", "1"), named("add", "0")]),
+        ([{**ADD, "id": "a"}, {**LOOK, "id": "l"}], [result("1", "l"), {**named("add", "0"), "tool_call_id": "a"}]),
+        ([{**ADD, "id": "a"}, ADD], [named("add", "1"), result("0", "a")]),
+        ([{**ADD, "id": "a"}, {**ADD, "id": "a"}], [result("0", "a"), {**result("1", "a"), "name": ""}]),
+    ],
+)
+def test_results_are_put_in_the_order_of_their_calls(
+    asked: list[dict[str, Any]], results: list[dict[str, Any]]
+) -> None:
+    """By id, by name, and where neither tells, as they come."""
+    messages = check(conversation(USER, says("3"), USER, asks(*asked), *results, says("7")))
+    assert [message.content for message in messages[4:-1]] == [str(place) for place in range(len(asked))]
+    assert [message.role for message in (*messages[:4], messages[-1])] == ["user", "assistant"] * 2 + ["assistant"]
+
+
+def test_a_call_in_the_text_comes_before_those_beside_it() -> None:
+    inline = '<tool_call>\n{"name": "shout", "arguments": {"text": "a"}}\n</tool_call>'
+    given = conversation(
+        USER, asks(call("b"), content=inline), result("B"), {"role": "tool", "content": "A"}, says("7")
+    )
+    assert [message.content for message in check(given)[2:4]] == ["A", "B"]
 
 
 CALL = '{"name": "shout", "arguments": {"text": "a"}}'
@@ -226,3 +269,39 @@ def test_what_fills_up_a_table_is_no_value() -> None:
     for kind, arguments in ((TableConversation, json.dumps(filled)), (Conversation, filled)):
         (made,) = kind.model_validate(row(arguments)).messages[1].tool_calls
         assert made.function.arguments == filled
+
+
+@pytest.mark.parametrize(
+    ("schema", "meant"),
+    [
+        ({"type": ["integer", "null"]}, True),
+        ({"anyOf": [{"type": "integer"}, {"type": "null"}]}, True),
+        ({"description": "Anything."}, True),
+        ({"type": "integer"}, False),
+        ({"oneOf": [{"type": "integer"}, {"type": ["string"]}]}, False),
+    ],
+)
+def test_null_is_a_value_of_a_required_argument_that_may_be_null(schema: dict[str, Any], meant: bool) -> None:
+    parameters = {"properties": {"n": schema, "m": schema}, "required": ["n"]}
+    row = {
+        "messages": [USER, names("add", {"m": None, "n": None}), result("5"), says("7")],
+        "tools": json.dumps([{"function": {"name": "add", "parameters": parameters}}]),
+    }
+    read = TableConversation.model_validate(row)
+    (made,) = read.messages[1].tool_calls
+    assert made.function.arguments == ({"n": None} if meant else {})
+    if meant:
+        check(read)
+    else:
+        with pytest.raises(ValueError, match="calls add without the argument 'n', which its parameters require"):
+            check(read)
+
+
+def test_a_result_that_is_null_in_a_table_is_empty() -> None:
+    row = {"messages": [USER, asks(call("a")), {**result(""), "content": None}, says("7")]}
+    assert check(TableConversation.model_validate(row))[2].content == ""
+    with pytest.raises(ValueError, match="messages.2 is of the role tool and has no content"):
+        check(Conversation.model_validate(row))
+    unsaid = {"messages": [{"role": "user", "content": None}, says("7")]}
+    with pytest.raises(ValueError, match="messages.0 is of the role user and has no content"):
+        check(TableConversation.model_validate(unsaid))
