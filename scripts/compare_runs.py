@@ -66,8 +66,8 @@ def percent(share: float) -> str:
 
 
 def gain(before: dict[str, Any], after: dict[str, Any], name: str) -> str:
-    """The difference in points, with its sign."""
-    return f"{100 * (after[name] - before[name]):+.1f}"
+    """The difference in points, with its sign, rounded as at the end of a run."""
+    return f"{100 * after[name] - 100 * before[name]:+.1f}"
 
 
 if __name__ == "__main__":
