@@ -28,7 +28,7 @@ from rich.console import Console
 from rich.table import Table
 
 from forkgym.agents.base import Completion, Request
-from forkgym.agents.loading import load_model
+from forkgym.agents.loading import load_model, quiet_libraries
 from forkgym.agents.transformers_agent import TransformersAgent
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
@@ -132,6 +132,7 @@ def measure(function: Callable[[], None]) -> tuple[float, float]:
 
 def main(config: Config) -> None:
     """Measure and print the table."""
+    quiet_libraries()
     torch.set_num_threads(config.threads)
     model = random_model() if config.model == "random" else load_model(config.model, torch.float32)
     model.eval()
