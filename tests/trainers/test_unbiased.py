@@ -1,9 +1,10 @@
 """Node weights leave the policy gradient unbiased; what is known to bias it does so, by as much as can be seen.
 
-Everything is that of the trainer: rollouts with a real tool, trees, weights, baselines. The task is small enough for
-its exact gradient to be walked. A mean of estimates is compared with it parameter by parameter, in standard errors;
-with the limit of the script, a fair estimator is taken for a biased one with probability 0.001 in all comparisons of a
-test together. The seeds are fixed, so that a test that passes passes again.
+Rollouts with a real tool, trees, weights and baselines are the trainer's, and one test holds the estimate against the
+credit that an update gives. The task is small enough for its exact gradient to be walked. A mean of estimates is
+compared with it parameter by parameter, in standard errors; with the limit of the script, a fair estimator is taken for
+a biased one with probability 0.001 in all comparisons of a test together. The seeds are fixed, so that a test that
+passes passes again.
 """
 
 from __future__ import annotations
@@ -11,6 +12,11 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from forkgym.trainers.algorithms.config import CreditConfig, SegmentConfig
+from forkgym.trainers.algorithms.credit import CreditRule, Paid, make_samples
+from forkgym.trainers.algorithms.segments import segment_begins
+from forkgym.trainers.config import TrainerConfig
+from forkgym.trainers.packing import make_row
 from tests.test_scripts import load
 
 unbiased = load("benchmarks/unbiased")
@@ -46,6 +52,25 @@ def test_the_expected_return_is_what_paper_says() -> None:
     # 1/4 + 1/2 * 1/4 + 1/4 * 1/4 = 7/16.
     expected, _ = unbiased.exact_gradient(unbiased.Policy(np.zeros((3, 3))))
     assert expected == pytest.approx(7 / 16)
+
+
+@pytest.mark.parametrize("strategy", ["none", "random", "fixed", "entropy, k = 2"])
+def test_the_estimate_is_what_an_update_makes_of_a_tree(strategy: str) -> None:
+    config = TrainerConfig(algorithm="rloo", credit=CreditConfig(tree_weights="node"))
+    algorithm = config.settings
+    rule = CreditRule(algorithm, config.credit)
+    assert (algorithm.normalisation, algorithm.correction) == ("sum", "none")
+    branched = 0
+    for group in unbiased.grow(unbiased.POLICY, strategy, unbiased.Config(num_estimates=40)):
+        begins = segment_begins(group, algorithm.segments, SegmentConfig(), np.random.default_rng(0))
+        rows_G = [make_row(group, trajectory, begins) for trajectory in group.trajectories]
+        samples = make_samples([group], [rows_G], [Paid(group.rewards)], rule)
+        scores = unbiased.leaf_scores(group, unbiased.POLICY)
+        credit_G = [sample.weight * sample.advantages[sample.row.loss_mask.index(True)] for sample in samples]
+        estimate = unbiased.ESTIMATORS["node"].estimate(group, scores)
+        assert np.array(credit_G) @ scores == pytest.approx(estimate, abs=1e-12)
+        branched += group.num_initial < len(group.trajectories)
+    assert branched or strategy == "none"
 
 
 @pytest.mark.parametrize("strategy", LOOKS_AT_THE_STATE)
