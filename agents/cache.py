@@ -144,7 +144,7 @@ class SlotCache(Cache):
         self.slots = slots
         self.capacity = 0
         self.plan: Plan | None = None
-        self._stems: tuple[Any, list[tuple[torch.Tensor, torch.Tensor]]] | None = None
+        self._stems: tuple[tuple[tuple[int, ...], int], list[tuple[torch.Tensor, torch.Tensor]]] | None = None
         super().__init__(layers=[SlotLayer(self) for _ in range(num_layers)])
 
     def reserve(self, length: int) -> None:

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from forkgym.agents.attention import attending_by
 from forkgym.agents.cache import SlotCache, attention_masks, layer_windows
 from forkgym.agents.slots import Stems
 from forkgym.agents.stem_attention import STEMS, plan_stems
@@ -44,8 +45,9 @@ class SlotModel:
         embeddings: Any = model.get_input_embeddings()
         self.num_embeddings = int(embeddings.weight.shape[0])
         self._cache = SlotCache(self._num_layers, 3)
-        self.vocabulary_size = self._verify()
-        self.takes_stems = self._verify_stems()
+        logprobs = self._verify()
+        self.vocabulary_size = int(logprobs.shape[-1])
+        self.takes_stems = self._verify_stems(logprobs)
         self._cache = SlotCache(self._num_layers, slots)
 
     def run(self, rows: Ints, tokens: Ints, starts: Ints, counts: Ints, *, stems: Stems | None = None) -> torch.Tensor:
@@ -99,19 +101,19 @@ class SlotModel:
         """Empty the cache and free its memory."""
         self._cache.forget()
 
-    def _verify(self) -> int:
-        """Compare a few log-probs with and without the cache; returns the number of logits.
+    def _verify(self) -> torch.Tensor:
+        """Compare a few log-probs with and without the cache; returns those with it, see `_in_pieces`.
 
         A model that ignores position ids or the mask (ALiBi from a padding mask, a state of its own) would otherwise
         sample from a distribution that nobody trains, in silence.
         """
-        ids = self._probe_ids()
         name = type(self.model).__name__
         with torch.inference_mode(), evaluating(list(self.model.modules())):
-            whole: Any = self.model(input_ids=torch.from_numpy(ids).to(self.model.device), use_cache=False)
+            ids = torch.from_numpy(self._probe_ids()).to(self.model.device)
+            whole: Any = self.model(input_ids=ids, use_cache=False)
             expected = torch.log_softmax(whole.logits[:, -1].double(), dim=-1)
             try:
-                found = torch.log_softmax(self._in_pieces(ids).double(), dim=-1)
+                found = self._in_pieces()
             except (AttributeError, IndexError, RuntimeError, TypeError, ValueError) as error:
                 raise ValueError(
                     f"model {name}: it can't run on a cache of slots, expected one that takes position_ids and a 4-D "
@@ -123,27 +125,20 @@ class SlotModel:
                 f"model {name}: log-probs with a cache of slots differ by {difference:.3g} nats from those without, "
                 "expected one that follows position_ids and a 4-D attention_mask"
             )
-        return int(found.shape[-1])
+        return found
 
-    def _verify_stems(self) -> bool:
-        """Whether attention can be had in two parts: log-probs must come out as by the model's own."""
+    def _verify_stems(self, expected: torch.Tensor) -> bool:
+        """Whether attention can be had in two parts: log-probs must come out as by the model's own, ``expected``."""
         if self.model.dtype not in TOLERANCE:  # in half precision the parts would be rounded apart from the whole
             return False
         if self._config._attn_implementation != "sdpa" or set(self._windows.values()) != {None}:
             return False
-        ids = self._probe_ids()
         stems = Stems((0,), 3, np.array([2]), np.array([0, 0]))
-        with torch.inference_mode(), evaluating(list(self.model.modules())):
-            expected = torch.log_softmax(self._in_pieces(ids).double(), dim=-1)
-            try:
-                found = torch.log_softmax(self._in_pieces(ids, stems).double(), dim=-1)
-            except (
-                AttributeError,
-                KeyError,
-                RuntimeError,
-                TypeError,
-            ):  # a model that does not hand arguments on to its layers
-                return False
+        try:
+            with torch.inference_mode(), evaluating(list(self.model.modules())):
+                found = self._in_pieces(stems)
+        except (AttributeError, KeyError, RuntimeError, TypeError):
+            return False  # a model that does not hand arguments on to its layers
         return (expected - found).abs().max().item() <= TOLERANCE[self.model.dtype]
 
     def _probe_ids(self) -> Ints:
@@ -152,25 +147,16 @@ class SlotModel:
         ids[1, :3] = ids[0, :3]
         return ids
 
-    def _in_pieces(self, ids: Ints, stems: Stems | None = None) -> torch.Tensor:
-        """Logits after these two: the second is forked from the first and padded beside it."""
+    def _in_pieces(self, stems: Stems | None = None) -> torch.Tensor:
+        """Log-probs after these two, [2, vocabulary]: the second is forked from the first and padded beside it."""
+        ids = self._probe_ids()
         self.run(np.array([2]), ids[:1, :4], np.array([0]), np.array([4]))
         self.copy([2], [0], 3)
         tokens = np.stack([ids[1, 3:6], ids[0, 4:7]])
         self.run(np.array([0, 2]), tokens, np.array([3, 4]), np.array([3, 2]))
         last = ids[::-1, 6:].copy()
-        return self.run(np.array([0, 2]), last, np.array([6, 6]), np.array([1, 1]), stems=stems).flip(0)
-
-
-@contextlib.contextmanager
-def attending_by(name: str, config: Any) -> Generator[None]:
-    """Have the layers of a model with this config use another attention function of transformers' registry."""
-    before = config._attn_implementation
-    try:
-        config._attn_implementation = name
-        yield
-    finally:
-        config._attn_implementation = before
+        logits = self.run(np.array([0, 2]), last, np.array([6, 6]), np.array([1, 1]), stems=stems).flip(0)
+        return torch.log_softmax(logits.double(), dim=-1)
 
 
 @contextlib.contextmanager

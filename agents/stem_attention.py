@@ -16,9 +16,8 @@ from typing import Any, cast
 
 import numpy as np
 import torch
-from transformers import AttentionInterface
-from transformers.masking_utils import AttentionMaskInterface
 
+from forkgym.agents.attention import register_attention
 from forkgym.agents.slots import Stems
 
 STEMS = "forkgym_stems"  # the attention's name in a model's config, and the argument by which its plan comes
@@ -123,9 +122,4 @@ def weigh(
     return torch.bmm(weights, value).div_(totals), top.add_(totals.log_())
 
 
-def no_mask(*_: object, **__: object) -> None:
-    """The mask is given."""
-
-
-AttentionInterface.register(STEMS, stem_attention)
-AttentionMaskInterface.register(STEMS, no_mask)
+register_attention(STEMS, stem_attention)

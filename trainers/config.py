@@ -8,12 +8,11 @@ from typing import Literal
 
 from forkgym.agents.config import AgentConfig
 from forkgym.trainers.algorithms.config import CreditConfig, LossConfig, SegmentConfig, resolved
-from forkgym.trainers.algorithms.table import Algorithm, AlgorithmName
+from forkgym.trainers.algorithms.table import Algorithm, AlgorithmName, Branching
 from forkgym.trainers.algorithms.uses import Use, check_uses
 
 ORACLE_TOKENS = 10**9
 
-BranchingStrategy = Literal["entropy", "fixed", "random", "none"]
 BRANCHING_USES = (
     Use("rollout.branching.rule", "rollout.branching.strategy", ("entropy",)),
     Use("rollout.branching.scale", "rollout.branching.strategy", ("entropy",)),
@@ -29,7 +28,7 @@ BRANCHING_USES = (
 class BranchingConfig:
     """Where a task's trajectories branch: at tool boundaries, as long as there is budget."""
 
-    strategy: BranchingStrategy | None = None
+    strategy: Branching | None = None
     """entropy: with P = alpha + beta * dH, dH being how much less certain the policy has become (ARPO); random: with
     P = alpha; fixed: at every boundary; none: nowhere. By default what the algorithm does: entropy, or none."""
     rule: Literal["sample", "threshold"] = "sample"
@@ -88,7 +87,7 @@ class RolloutConfig:
         if self.max_total_tokens < 2:
             raise ValueError(f"rollout.max_total_tokens is {self.max_total_tokens}, expected at least 2")
 
-    def first_turns(self, strategy: BranchingStrategy) -> int:
+    def first_turns(self, strategy: Branching) -> int:
         """Trajectories that start from the prompt, before it is known what branching leaves over.
 
         Raises:
@@ -105,7 +104,7 @@ class RolloutConfig:
             )
         return self.initial_generations
 
-    def check_branching(self, strategy: BranchingStrategy, algorithm: AlgorithmName) -> None:
+    def check_branching(self, strategy: Branching, algorithm: AlgorithmName) -> None:
         """Refuse what does not go with the strategy, be it given or the algorithm's own.
 
         Raises:

@@ -15,6 +15,7 @@ from forkgym.trainers.config import TrainerConfig
 from forkgym.trainers.master_weights import adamw
 from forkgym.trainers.memory_saving import checkpoint_activations
 from forkgym.trainers.reference import Reference
+from forkgym.trainers.schedule import rise_and_fall
 
 if TYPE_CHECKING:
     from torch.optim import Optimizer
@@ -78,13 +79,7 @@ def make_learner(
         optimizer.add_param_group(settings)
 
     def factor(step: int) -> float:
-        if step < config.warmup_steps:
-            return (step + 1) / config.warmup_steps
-        last = config.num_steps - 1
-        if last <= config.warmup_steps:  # a run that ends as the rate reaches its peak
-            return 1.0
-        left = (last - step) / max(1, last - config.warmup_steps)
-        return config.final_learning_rate + (1.0 - config.final_learning_rate) * max(0.0, left)
+        return rise_and_fall(step, config.warmup_steps, config.num_steps - 1, config.final_learning_rate)
 
     reference = Reference.of(model) if config.loss.kl_weight > 0 else None
     learner = Learner(accelerator, model, optimizer, pad_token, temperature, value_head, reference)

@@ -42,8 +42,9 @@ from forkgym.envs.forking import fork
 from forkgym.envs.grammar import Prompt, Reply
 from forkgym.envs.tasks import Task
 from forkgym.tools.base import as_tool
+from forkgym.trainers.algorithms.table import Branching
 from forkgym.trainers.algorithms.tree_weights import initial_roots, leaf_weights, node_baselines, node_weights
-from forkgym.trainers.config import BranchingConfig, BranchingStrategy, RolloutConfig
+from forkgym.trainers.config import BranchingConfig, RolloutConfig
 from forkgym.trainers.rollouts.growth import Env
 from forkgym.trainers.rollouts.rollout import RolloutSettings, TaskRef, roll_out
 from forkgym.trainers.types import Group
@@ -290,7 +291,7 @@ ESTIMATORS: Mapping[str, Estimator] = {
 }
 
 # The strategy, and how many tokens' entropies it looks at.
-STRATEGIES: Mapping[str, tuple[BranchingStrategy, int]] = {
+STRATEGIES: Mapping[str, tuple[Branching, int]] = {
     "none": ("none", 1),
     "random": ("random", 1),
     "fixed": ("fixed", 1),

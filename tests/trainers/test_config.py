@@ -10,10 +10,11 @@ from typing import Any
 
 import pytest
 
-from forkgym.trainers.config import BRANCHING_USES, BranchingConfig, BranchingStrategy, RolloutConfig
+from forkgym.trainers.algorithms.table import Branching
+from forkgym.trainers.config import BRANCHING_USES, BranchingConfig, RolloutConfig
 from tests.test_scripts import load
 
-STRATEGIES: tuple[BranchingStrategy, ...] = ("entropy", "random", "fixed")
+STRATEGIES: tuple[Branching, ...] = ("entropy", "random", "fixed")
 
 
 @pytest.mark.parametrize(("budget", "expected"), [(16, 8), (5, 3), (2, 1), (1, 1)])
@@ -58,7 +59,7 @@ CHANGED: dict[str, Any] = {
         ("none", set[str]()),
     ],
 )
-def test_numbers_that_a_strategy_does_not_use_are_refused(strategy: BranchingStrategy, accepted: set[str]) -> None:
+def test_numbers_that_a_strategy_does_not_use_are_refused(strategy: Branching, accepted: set[str]) -> None:
     assert {use.setting for use in BRANCHING_USES} == {f"rollout.branching.{name}" for name in CHANGED}
     RolloutConfig().check_branching(strategy, "gpg")
     for name, value in CHANGED.items():

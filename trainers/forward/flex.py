@@ -11,13 +11,12 @@ from typing import Any, cast
 
 import torch
 from torch.nn.attention.flex_attention import BlockMask, create_block_mask, flex_attention
-from transformers import AttentionInterface
-from transformers.masking_utils import AttentionMaskInterface
 
+from forkgym.agents.attention import register_attention
 from forkgym.trainers.forward.layout import Forest
 from forkgym.trainers.forward.measures import ForwardSettings, Measures, Row
 from forkgym.trainers.forward.models import take_apart
-from forkgym.trainers.forward.plan import PLAN, Plan, no_mask, refuse_extras, same_type, scale_of
+from forkgym.trainers.forward.plan import PLAN, Plan, refuse_extras, same_type, scale_of
 from forkgym.trainers.forward.unique_row import measure_unique
 
 FLEX = "forkgym_flex"  # the attention's name in a model's config
@@ -98,5 +97,4 @@ def flex_forward(model: torch.nn.Module, rows: Sequence[Row], settings: ForwardS
     return measure_unique(parts, rows, settings, (FLEX, FlexPlan))
 
 
-AttentionInterface.register(FLEX, flex_tree_attention)
-AttentionMaskInterface.register(FLEX, no_mask)
+register_attention(FLEX, flex_tree_attention)

@@ -59,10 +59,6 @@ def refuse_extras(module: torch.nn.Module, attention_mask: object, arguments: di
         )
 
 
-def no_mask(*_: object, **__: object) -> None:
-    """The plan says who sees whom."""
-
-
 def same_type(tensors: tuple[torch.Tensor, ...]) -> list[torch.Tensor]:
     """Under autocast, queries, keys and values in its type, as PyTorch's own attention takes them; else as they are."""
     device = tensors[0].device.type

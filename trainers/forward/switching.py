@@ -9,6 +9,8 @@ from typing import Any
 
 from transformers import PreTrainedModel
 
+from forkgym.agents.attention import attending_by
+
 
 @contextmanager
 def attention(decoder: PreTrainedModel, name: str) -> Generator[None]:
@@ -17,8 +19,6 @@ def attention(decoder: PreTrainedModel, name: str) -> Generator[None]:
     Gradient checkpointing calls the layers again in the backward pass, after this is over: what they are called
     through switches again.
     """
-    config: Any = decoder.config
-    before = config._attn_implementation
     checkpointed: list[Any] = [
         module for module in decoder.modules() if hasattr(module, "_gradient_checkpointing_func")
     ]
@@ -32,11 +32,10 @@ def attention(decoder: PreTrainedModel, name: str) -> Generator[None]:
         return original(functools.partial(switched, layer), *inputs, **arguments)
 
     try:
-        config._attn_implementation = name
         for module, original in zip(checkpointed, functions, strict=True):
             module._gradient_checkpointing_func = functools.partial(checkpoint, original)
-        yield
+        with attending_by(name, decoder.config):
+            yield
     finally:
-        config._attn_implementation = before
         for module, original in zip(checkpointed, functions, strict=True):
             module._gradient_checkpointing_func = original

@@ -7,13 +7,12 @@ from contextlib import AbstractContextManager
 from typing import Any, cast
 
 import torch
-from transformers import AttentionInterface
-from transformers.masking_utils import AttentionMaskInterface
 
+from forkgym.agents.attention import register_attention
 from forkgym.trainers.forward.kernels import Shape, Three, kernel_for
 from forkgym.trainers.forward.layout import Forest
 from forkgym.trainers.forward.pieces import Piece, full_pieces, segments_of, window_pieces
-from forkgym.trainers.forward.plan import PLAN, Plan, no_mask, refuse_extras, same_type, scale_of
+from forkgym.trainers.forward.plan import PLAN, Plan, refuse_extras, same_type, scale_of
 from forkgym.trainers.forward.saving import once_a_position
 
 TREE = "forkgym_tree"  # the attention's name in a model's config
@@ -185,5 +184,4 @@ def tree_attention(
     return apply(query, key, value, pieces, shapes), None
 
 
-AttentionInterface.register(TREE, tree_attention)
-AttentionMaskInterface.register(TREE, no_mask)
+register_attention(TREE, tree_attention)

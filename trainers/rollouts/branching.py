@@ -21,7 +21,8 @@ import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from forkgym.trainers.config import BranchingConfig, BranchingStrategy
+from forkgym.trainers.algorithms.table import Branching
+from forkgym.trainers.config import BranchingConfig
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,7 +83,7 @@ class BranchingRule:
         vocabulary_size: Tokens that can be sampled.
     """
 
-    strategy: BranchingStrategy
+    strategy: Branching
     config: BranchingConfig
     scale: EntropyScale
     vocabulary_size: int

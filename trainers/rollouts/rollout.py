@@ -7,7 +7,8 @@ from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 
 from forkgym.agents.base import Agent, Completion, FirstTokens, Request
-from forkgym.trainers.config import BranchingStrategy, RolloutConfig
+from forkgym.trainers.algorithms.table import Branching
+from forkgym.trainers.config import RolloutConfig
 from forkgym.trainers.rollouts.branching import BranchingRule, EntropyScale
 from forkgym.trainers.rollouts.growth import Env, GrowthPlan
 from forkgym.trainers.rollouts.tree import StepResult, TreeGrower
@@ -52,7 +53,7 @@ class RolloutSettings:
     """
 
     config: RolloutConfig
-    branching: BranchingStrategy
+    branching: Branching
     temperature: float
     seed: tuple[int, ...]
     scale: EntropyScale = EntropyScale()

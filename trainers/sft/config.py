@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass, replace
 
 from forkgym.agents.config import AgentConfig
+from forkgym.trainers.schedule import rise_and_fall
 
 EMBEDDED_LEARNING_RATE = 5e-4
 LEARNING_RATE = 1e-5
@@ -15,9 +16,7 @@ WARMUP_SHARE = 10  # one in so many steps at most, unless the user says otherwis
 
 @dataclass(frozen=True, slots=True)
 class Schedule:
-    """How the learning rate goes: up in equal steps, none of them 0, then linearly down towards 0.
-
-    Example: 6 steps, of which 2 are the warm-up, have 1/2, 1, 1, 3/4, 1/2 and 1/4 of the peak.
+    """The steps of a run, over which the learning rate rises and falls towards 0, see `rise_and_fall`.
 
     Attributes:
         num_steps: Optimizer steps; at least 1.
@@ -29,9 +28,7 @@ class Schedule:
 
     def factor(self, step: int) -> float:
         """The learning rate of a step, counted from 0, as a share of the peak."""
-        if step < self.warmup_steps:
-            return (step + 1) / self.warmup_steps
-        return max(0, self.num_steps - step) / max(1, self.num_steps - self.warmup_steps)
+        return rise_and_fall(step, self.warmup_steps, self.num_steps)
 
     def __str__(self) -> str:
         """Say it in words."""

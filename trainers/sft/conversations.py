@@ -10,8 +10,9 @@ from forkgym.agents.chat import ChatTemplate, Messages, stand_in
 from forkgym.agents.codec import TokenizerCodec
 from forkgym.envs.grammar import Prompt, Reply
 from forkgym.envs.hermes import FINISH
+from forkgym.trainers.sft.checking import check
 from forkgym.trainers.sft.demonstrations import Demonstration, Spans, after_opening
-from forkgym.trainers.sft.messages import HERMES, Conversation, DescribedTool, Message, check
+from forkgym.trainers.sft.messages import HERMES, Conversation, DescribedTool, Message
 
 if TYPE_CHECKING:
     from forkgym.tools.base import Tool

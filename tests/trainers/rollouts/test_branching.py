@@ -7,7 +7,8 @@ from dataclasses import replace
 
 import pytest
 
-from forkgym.trainers.config import BranchingConfig, BranchingStrategy
+from forkgym.trainers.algorithms.table import Branching
+from forkgym.trainers.config import BranchingConfig
 from forkgym.trainers.rollouts.branching import BranchingRule, EntropyScale, entropy_probability, mean_entropy
 
 
@@ -40,7 +41,7 @@ def test_deviation_scale_tells_boundaries_apart() -> None:
     assert entropy_probability(0.2, config, EntropyScale(), 1000) == 0.5
 
 
-def rule(strategy: BranchingStrategy, config: BranchingConfig) -> BranchingRule:
+def rule(strategy: Branching, config: BranchingConfig) -> BranchingRule:
     return BranchingRule(strategy, config, EntropyScale(), vocabulary_size=math.ceil(math.exp(2)))  # log(8) = 2.0794
 
 

@@ -16,7 +16,8 @@ from forkgym.envs.base import ToolEnv
 from forkgym.envs.grammar import Prompt
 from forkgym.envs.tasks import StopReason, Task
 from forkgym.tools.base import Tool, ToolFailure, as_tool
-from forkgym.trainers.config import BranchingConfig, BranchingStrategy, RolloutConfig
+from forkgym.trainers.algorithms.table import Branching
+from forkgym.trainers.config import BranchingConfig, RolloutConfig
 from forkgym.trainers.rollouts.branching import EntropyScale
 from forkgym.trainers.rollouts.rollout import Rollout, RolloutSettings, TaskRef, roll_out
 from forkgym.trainers.runs.metrics import rollout_metrics
@@ -51,7 +52,7 @@ def grow(
     agent: ScriptedAgent,
     config: RolloutConfig,
     *,
-    branching: BranchingStrategy = "entropy",
+    branching: Branching = "entropy",
     tasks: int = 1,
     tool: Tool | None = None,
 ) -> Rollout:
@@ -146,7 +147,7 @@ def test_fixed_width_branches_at_every_boundary_until_the_budget_is_spent() -> N
 
 
 @pytest.mark.parametrize("branching", ["fixed", "random"])
-def test_what_looks_at_no_token_waits_for_none(branching: BranchingStrategy) -> None:
+def test_what_looks_at_no_token_waits_for_none(branching: Branching) -> None:
     waits: list[int] = []
 
     class Noting(ScriptedAgent):
@@ -191,9 +192,7 @@ def answer_early(request: Request, turn: int) -> str:
 
 @pytest.mark.parametrize(("total", "initial"), [(1, 1), (5, 1), (9, 3), (7, 7)])
 @pytest.mark.parametrize("branching", ["entropy", "fixed", "random", "none"])
-def test_a_group_has_its_budget_of_distinct_trajectories(
-    branching: BranchingStrategy, total: int, initial: int
-) -> None:
+def test_a_group_has_its_budget_of_distinct_trajectories(branching: Branching, total: int, initial: int) -> None:
     config = RolloutConfig(num_generations=total, initial_generations=initial, branching=BranchingConfig(tokens=4))
     for group in grow(ScriptedAgent(answer_early), config, branching=branching, tasks=20).groups:
         assert len(group.trajectories) == len({one.leaf for one in group.trajectories}) == total
@@ -233,9 +232,7 @@ class SlowAgent(ScriptedAgent):
 @pytest.mark.parametrize("order", range(12))
 @pytest.mark.parametrize(("total", "initial"), [(9, 3), (5, 4), (6, 4)])
 @pytest.mark.parametrize("branching", ["entropy", "fixed", "random"])
-def test_the_tree_does_not_depend_on_who_is_faster(
-    branching: BranchingStrategy, order: int, total: int, initial: int
-) -> None:
+def test_the_tree_does_not_depend_on_who_is_faster(branching: Branching, order: int, total: int, initial: int) -> None:
     config = RolloutConfig(num_generations=total, initial_generations=initial, branching=BranchingConfig(tokens=4))
     scripted = grow(ScriptedAgent(REPLIES, entropy=random_entropy(1)), config, tasks=2, branching=branching)
     slow = grow(SlowAgent(REPLIES, random_entropy(1), order), config, tasks=2, branching=branching)

@@ -38,3 +38,8 @@ def result(content: str, name: str = "1") -> dict[str, Any]:
 
 def conversation(*messages: dict[str, Any], tools: list[dict[str, Any]] | None = None) -> Conversation:
     return Conversation.model_validate({"messages": messages, "tools": tools})
+
+
+def names(name: str, arguments: object) -> dict[str, Any]:
+    """An assistant's message that calls a tool of this name."""
+    return asks({"id": "1", "function": {"name": name, "arguments": arguments}})
